@@ -1,0 +1,258 @@
+"""The engine: requests in, events out, one step at a time, on any backend.
+
+The life of a request: (1) `submit` checks that the prompt fits and opens a sequence; (2) each `step` feeds every
+waiting prompt one chunk and every running answer one token, in one backend call; (3) a finished prompt forks into its
+n answers; (4) each answer's logits are penalised, sampled and checked for an end; (5) its token becomes text that is
+complete UTF-8 and free of stop strings; (6) a finished answer frees its sequence and leaves a Completion.
+
+Dynamic NTK belongs to the request: before a token is fed, the alpha of the length it makes is compared with the one
+its cache was built with; when it differs the cache is forgotten and the whole sequence run again, so that every
+logit equals the one of an uncached pass at that length. `ntk="frozen"` keeps the prompt's alpha, as the original did.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiloq.core.errors import ContextError, UsageError
+from kiloq.generate import sampling
+from kiloq.generate.backend import Backend, Row
+from kiloq.generate.params import SamplingParams
+from kiloq.generate.records import Completion, FinishReason, Timings, TokenLogprob, Usage
+from kiloq.generate.stop import StopMatcher
+from kiloq.model.ntk import ntk_alpha
+
+PREFILL_CHUNK = 512  # ours: long enough for full matrix speed, short enough to stop within a moment
+
+
+class Decoder(Protocol):
+    """Turns ids into text pieces that are complete UTF-8."""
+
+    def push(self, token: int) -> str:
+        """Text that became complete with this token."""
+
+    def flush(self) -> str:
+        """What is left at the end."""
+
+
+class Vocabulary(Protocol):
+    """The part of a tokenizer that the engine uses."""
+
+    def stream(self, *, skip_special: bool = False) -> Decoder:
+        """A fresh decoder."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+
+
+@dataclass
+class Request:
+    """A prompt with its parameters; the answers appear in `answers`, one for each of n."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    submitted_s: float
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """True when every answer has a Completion."""
+        return all(answer.completion is not None for answer in self.answers)
+
+
+@dataclass
+class Answer:
+    """One of the n answers of a request, while it is being made and after."""
+
+    request: Request
+    index: int
+    pieces: deque[str] = field(default_factory=deque)  # text that was not taken yet
+    completion: Completion | None = None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    cancelled: bool = False
+    sequence: Any = None
+    fed: int = 0  # tokens of prompt + ids that are in the sequence's cache
+    alpha: float = 1.0
+    first_token_s: float = 0.0
+    decoder: Decoder | None = None
+    stops: StopMatcher | None = None
+    random: np.random.Generator | None = None
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.request.prompt) + len(self.ids)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Part of prompt and answer laid end to end."""
+        prompt = self.request.prompt
+        if start >= len(prompt):
+            return self.ids[start - len(prompt) : end - len(prompt)]
+        return [*prompt, *self.ids][start:end]
+
+
+class Engine:
+    """Runs requests on one backend. Not thread-safe: one thread calls it."""
+
+    def __init__(self, backend: Backend, vocabulary: Vocabulary | None, eos_ids: tuple[int, ...]) -> None:
+        self.backend = backend
+        self._vocabulary = vocabulary
+        self._eos_ids = frozenset(eos_ids)
+        self._running: list[Answer] = []
+
+    def submit(self, prompt: list[int], params: SamplingParams) -> Request:
+        """Queues a request; raises ContextError or UsageError when it cannot be run."""
+        self._check(prompt, params)
+        seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
+        request = Request(tuple(prompt), params, seed, time.perf_counter())
+        first = Answer(request, 0, sequence=self.backend.open())
+        first.alpha = self._alpha(first, len(prompt))
+        request.answers = [first, *(Answer(request, index) for index in range(1, params.n))]
+        for answer in request.answers:
+            answer.decoder = self._vocabulary.stream(skip_special=True) if self._vocabulary else None
+            answer.stops = StopMatcher(params.stop)
+            answer.random = np.random.Generator(np.random.Philox(key=[seed, answer.index]))
+        self._running.append(first)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request's answers at the next step, with what they have."""
+        for answer in request.answers:
+            answer.cancelled = True
+
+    def step(self) -> bool:
+        """Feeds every live answer once; False when there is nothing left to do."""
+        for answer in [a for a in self._running if a.cancelled]:
+            self._cancel(answer)
+        if not self._running:
+            return False
+        live = list(self._running)
+        rows = [self._next_row(answer) for answer in live]
+        for answer, row, logits in zip(live, rows, self.backend.step(rows), strict=True):
+            answer.fed += len(row.ids)
+            if logits is not None:
+                self._continue(answer, logits)
+        return True
+
+    def _check(self, prompt: list[int], params: SamplingParams) -> None:
+        limit, vocabulary = self.backend.config.max_length, self.backend.config.vocab_size
+        if not prompt:
+            raise UsageError("the prompt is empty: give at least one token")
+        if len(prompt) >= limit:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens and the model's context is {limit}: "
+                "shorten the prompt so that there is room for an answer"
+            )
+        for token in (*prompt, *params.stop_ids, *params.logit_bias):
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"token id {token} is outside the model's vocabulary of {vocabulary}")
+        if params.stop and self._vocabulary is None:
+            raise UsageError("stop strings need a tokenizer, and this model has none: use stop_ids")
+
+    def _alpha(self, answer: Answer, length: int) -> float:
+        config = self.backend.config
+        frozen = answer.request.params.ntk == "frozen"
+        length = len(answer.request.prompt) if frozen else length
+        return ntk_alpha(length, config.train_length) if config.dynamic_ntk else 1.0
+
+    def _next_row(self, answer: Answer) -> Row:
+        alpha = self._alpha(answer, answer.length())
+        if alpha != answer.alpha:
+            self.backend.clear(answer.sequence)
+            answer.alpha, answer.fed = alpha, 0
+        end = min(answer.fed + PREFILL_CHUNK, answer.length())
+        return Row(answer.sequence, answer.tokens(answer.fed, end), alpha, want_logits=end == answer.length())
+
+    def _continue(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+        request = answer.request
+        if not answer.ids:
+            answer.first_token_s = time.perf_counter()
+            for twin in request.answers[1:] if answer.index == 0 else []:
+                if twin.sequence is None and not twin.cancelled:
+                    twin.sequence = self.backend.fork(answer.sequence)
+                    twin.fed, twin.alpha, twin.first_token_s = answer.fed, answer.alpha, answer.first_token_s
+                    self._running.append(twin)
+                    self._sample(twin, logits)
+        self._sample(answer, logits)
+
+    def _sample(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+        params, random = answer.request.params, answer.random
+        assert random is not None
+        banned = [*self._eos_ids, *params.stop_ids] if len(answer.ids) < params.min_new_tokens else []
+        banned = [token for token in banned if token < len(logits)]
+        steered = sampling.penalise(logits, params, answer.request.prompt, answer.counts, banned)
+        token = sampling.choose(steered, params, float(random.random()))
+        if params.logprobs is not None:
+            answer.logprobs.append(self._logprob(logits, token, params.logprobs))
+        answer.ids.append(token)
+        answer.counts[token] += 1
+        self._emit(answer, token)
+
+    def _emit(self, answer: Answer, token: int) -> None:
+        """Turns the newest token into text, and ends the answer where it must end."""
+        params, stops = answer.request.params, answer.stops
+        assert stops is not None
+        ended = token in params.stop_ids or (token in self._eos_ids and not params.ignore_eos)
+        if not ended and answer.decoder is not None:
+            self._show(answer, stops.push(answer.decoder.push(token)))
+        if ended or stops.stopped:
+            self._finish(answer, "stop")
+        elif len(answer.ids) >= params.max_new_tokens or answer.length() >= self.backend.config.max_length:
+            self._finish(answer, "length")
+
+    def _show(self, answer: Answer, piece: str) -> None:
+        if piece:
+            answer.text += piece
+            answer.pieces.append(piece)
+
+    def _finish(self, answer: Answer, reason: FinishReason) -> None:
+        assert answer.stops is not None
+        if answer.decoder is not None:
+            self._show(answer, answer.stops.push(answer.decoder.flush()))
+            self._show(answer, answer.stops.flush())
+        if answer.stops.stopped:
+            reason = "stop"
+        request, now = answer.request, time.perf_counter()
+        first_s = answer.first_token_s or now
+        answer.completion = Completion(
+            text=answer.text,
+            ids=tuple(answer.ids),
+            finish_reason=reason,
+            usage=Usage(len(request.prompt), len(answer.ids)),
+            timings=Timings(
+                len(request.prompt), first_s - request.submitted_s, max(len(answer.ids) - 1, 0), now - first_s
+            ),
+            seed=request.seed,
+            logprobs=tuple(answer.logprobs) if request.params.logprobs is not None else None,
+            index=answer.index,
+        )
+        answer.sequence = None
+        if answer in self._running:
+            self._running.remove(answer)
+
+    def _cancel(self, answer: Answer) -> None:
+        self._finish(answer, "cancelled")
+        for twin in answer.request.answers:  # those that wait for this one's prompt will never start
+            if twin.completion is None and twin.sequence is None:
+                self._finish(twin, "cancelled")
+
+    def _logprob(self, logits: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
+        logprobs_V = sampling.log_softmax(logits)
+        top = tuple(
+            TokenLogprob(other, self._bytes(other), logprob)
+            for other, logprob in sampling.top_logprobs(logprobs_V, count)
+        )
+        return TokenLogprob(token, self._bytes(token), float(logprobs_V[token]), top)
+
+    def _bytes(self, token: int) -> bytes:
+        return self._vocabulary.token_bytes(token) if self._vocabulary else b""

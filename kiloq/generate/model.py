@@ -1,0 +1,164 @@
+"""`Model`: what `kiloq.load` returns, and the whole Python interface of generation.
+
+    model.generate("1 + 1 =", max_new_tokens=16, temperature=0)  -> Completion
+    for piece in model.stream("Once"): ...                       -> complete UTF-8 pieces
+    model.chat([{"role": "user", "content": "Hello!"}])          -> Completion
+    model.logits([1, 2, 3])                                      -> float32 [T, V]
+
+Keyword arguments are the fields of SamplingParams, over the defaults of the model's generation_config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiloq.core.errors import UsageError
+from kiloq.generate.backend import Backend
+from kiloq.generate.engine import Engine, Request
+from kiloq.generate.params import SamplingParams
+from kiloq.generate.records import Completion
+from kiloq.model.config import ModelConfig
+from kiloq.tokenize.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Stream:
+    """An answer in the making: iterate for pieces of text, then read `completion`.
+
+    Leaving the loop early, `cancel` or the end of a `with` block stop the answer; `completion` then has the text so
+    far and finish_reason "cancelled".
+    """
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+
+    def __iter__(self) -> Iterator[str]:
+        answer = self._request.answers[0]
+        try:
+            while True:
+                while answer.pieces:
+                    yield answer.pieces.popleft()
+                if answer.completion is not None:
+                    return
+                self._engine.step()
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stops the answer; does nothing when it is complete."""
+        if not self._request.done:
+            self._engine.cancel(self._request)
+            self._engine.step()
+
+    @property
+    def completion(self) -> Completion:
+        """The finished answer; runs it to its end if it is not."""
+        while not self._request.done:
+            self._engine.step()
+        finished = self._request.answers[0].completion
+        assert finished is not None
+        return finished
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cancel()
+
+
+class Model:
+    """A loaded model with its tokenizer. Calls must come from one thread."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer | None,
+        *,
+        name: str,
+        defaults: SamplingParams | None = None,
+        eos_ids: tuple[int, ...] = (),
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.defaults = defaults or SamplingParams()
+        self.warnings = tuple(warnings)
+        self.engine = Engine(backend, tokenizer, eos_ids)
+        self._tokenizer = tokenizer
+        self._backend = backend
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes and switches of the network."""
+        return self._backend.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; raises UsageError when its folder has none."""
+        if self._tokenizer is None:
+            raise UsageError(f"{self.name} has no tokenizer: give token ids, or put its tokenizer files in its folder")
+        return self._tokenizer
+
+    @property
+    def backend(self) -> str:
+        """Which engine runs the network, e.g. "torch"."""
+        return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """Where it runs, e.g. "cpu"."""
+        return self._backend.device
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the weights: fp32, bf16 or fp16."""
+        return self._backend.dtype
+
+    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Completion | list[Completion]:
+        """Continues a raw prompt (text without control tokens, or ids); a list when n > 1."""
+        return self._run(self._ids(prompt), sampling)
+
+    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Stream:
+        """Like `generate`, piece by piece."""
+        return self._stream(self._ids(prompt), sampling)
+
+    def chat(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
+    ) -> Completion | list[Completion]:
+        """Answers a conversation of OpenAI message dicts; `.message` of the result continues it."""
+        return self._run(self.tokenizer.chat(messages, tools=tools), sampling)
+
+    def stream_chat(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
+    ) -> Stream:
+        """Like `chat`, piece by piece."""
+        return self._stream(self.tokenizer.chat(messages, tools=tools), sampling)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [T, V] of every position in one uncached pass: the reference semantics of all other calls."""
+        return self._backend.logits(list(ids))
+
+    def params(self, **sampling: Any) -> SamplingParams:
+        """The model's defaults with some fields changed; checked."""
+        return self.defaults.override(**sampling)
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _run(self, ids: list[int], sampling: dict[str, Any]) -> Completion | list[Completion]:
+        request = self.engine.submit(ids, self.params(**sampling))
+        while not request.done:
+            self.engine.step()
+        completions = [answer.completion for answer in request.answers if answer.completion is not None]
+        return completions if request.params.n > 1 else completions[0]
+
+    def _stream(self, ids: list[int], sampling: dict[str, Any]) -> Stream:
+        params = self.params(**sampling)
+        if params.n != 1:
+            raise UsageError(f"n is {params.n}: a stream has one answer; use generate or chat for several")
+        return Stream(self.engine, self.engine.submit(ids, params))

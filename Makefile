@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torch comes first and by its exact version, so that no other package's range can pull another build of it.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat test check lint types docs clean
+.PHONY: chat test check lint types clean
 
 chat: .venv/.chat-ready  ## talk to the default model
 	@$(BIN)/kiloq get smollm2 >&2
@@ -24,9 +24,6 @@ lint: .venv/.dev-ready
 
 types: .venv/.dev-ready
 	@$(BIN)/mypy
-
-docs: .venv/.dev-ready  ## render docs/commands.md again
-	@$(BIN)/python -m tests.commands_page > docs/commands.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ def _base(kind: str, variable: str, fallback: str) -> Path:
     if home := os.environ.get("KILOQ_HOME"):
         return Path(home) / kind
     base = os.environ.get(variable, "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / fallback  # XDG: a relative path is to be ignored
+    root = Path(base) if Path(base).is_absolute() else Path.home() / fallback  # XDG: a relative path is to be ignored
     return root / "kiloq"
 
 

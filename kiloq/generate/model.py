@@ -148,7 +148,10 @@ class Model:
         return self.defaults.override(**sampling)
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not isinstance(prompt, str):
+            return list(prompt)
+        start = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
+        return [*start, *self.tokenizer.encode(prompt)]
 
     def _run(self, ids: list[int], sampling: dict[str, Any]) -> Completion | list[Completion]:
         request = self.engine.submit(ids, self.params(**sampling))

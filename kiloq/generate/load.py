@@ -1,0 +1,170 @@
+"""`load`: from a name, a folder or a GGUF file to a `Model` that answers.
+
+Weights are mapped from the file where their type is kept, so loading costs no copy; where it changes, one tensor at
+a time is converted, so the peak is the model's own size plus its largest tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kiloq.convert.assets import resolve
+from kiloq.convert.generation import GenerationDefaults
+from kiloq.convert.source import ModelSource, open_model
+from kiloq.core import machine
+from kiloq.core.errors import MissingError, UsageError
+from kiloq.generate.model import Model
+from kiloq.generate.params import SamplingParams
+from kiloq.model.flops import weight_bytes
+from kiloq.tokenize.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from kiloq.generate.torch_backend import TorchBackend
+
+WEIGHTS = ("auto", "fp32", "bf16", "fp16")
+MEMORY_SHARE = 0.6  # of what is free; ours: the rest is for the cache, activations and everyone else
+
+Progress = Callable[[str], None]
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    weights: str = "auto",
+    kv: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Model:
+    """Opens a model for generation.
+
+    name_or_path: a name of `kiloq get`, a model folder (Qwen-1, Qwen1.5 to dense Qwen3, LLaMA-shaped) or a .gguf file.
+    weights: precision of the weights, fp32, bf16 or fp16; auto keeps what the file has (fp16 becomes fp32 on a CPU,
+        which cannot compute in it; quantised files become fp32 where that fits into memory, else bf16).
+    kv: precision of the key/value cache; auto is that of the weights.
+    device: a torch device such as cpu or cuda:0; auto takes a GPU where there is one.
+    progress: called with one line for each step.
+    Raises MissingError, FormatError or UsageError with one sentence.
+    """
+    say = progress or (lambda line: None)
+    _check_choice("weights", weights, WEIGHTS)
+    _check_choice("kv", kv, WEIGHTS)
+    path = resolve(name_or_path)
+    say("reading the files")
+    source = open_model(path)
+    warnings = list(source.warnings)
+    tokenizer = None
+    if source.tokenizer_path is not None:
+        say("reading the tokenizer")
+        tokenizer = Tokenizer.load(source.tokenizer_path)
+    backend = _torch_backend(source, weights, kv, device, say, warnings)
+    return Model(
+        backend,
+        tokenizer,
+        name=str(name_or_path),
+        defaults=_defaults(source.generation, tokenizer),
+        eos_ids=_end_ids(source, tokenizer),
+        warnings=warnings,
+    )
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{option} is {value!r}: it must be one of {', '.join(choices)}")
+
+
+def _torch_backend(
+    source: ModelSource, weights: str, kv: str, device: str, say: Progress, warnings: list[str]
+) -> TorchBackend:
+    try:
+        import torch
+    except ImportError:
+        raise MissingError("PyTorch is not installed: run `pip install 'kiloq[train]'` to get it") from None
+    from kiloq.generate.torch_backend import TorchBackend
+    from kiloq.model.network import Network
+
+    place = _device(device)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    chosen = weights if weights != "auto" else _auto_dtype(source, place.type, warnings)
+    say(f"loading the weights as {chosen}")
+    with torch.device("meta"):
+        network = Network(source.config)
+    state, broken = {}, []
+    for name in source.names():
+        tensor = as_torch(source.tensor(name)).to(device=place, dtype=dtypes[chosen])
+        if not _finite(tensor):
+            broken.append(name)
+        state[name] = tensor
+    if broken:
+        warnings.append(f"{source.path}: {len(broken)} tensors, {broken[0]} first, have NaN or infinite values")
+    network.load_state_dict(state, assign=True)
+    network.requires_grad_(False)
+    return TorchBackend(network, cache_dtype=dtypes.get(kv))
+
+
+def as_torch(array: Any) -> torch.Tensor:
+    """A NumPy array (bfloat16 of ml_dtypes included) as a tensor over the same memory."""
+    import torch
+
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() and high.isfinite())
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"device {name!r} is not usable here: try cpu, or see `kiloq doctor`") from None
+    return place
+
+
+def _auto_dtype(source: ModelSource, device: str, warnings: list[str]) -> str:
+    """The stored precision, except where the device cannot compute in it or it would not fit."""
+    stored = "fp32" if source.dtype == "fp16" and device == "cpu" else source.dtype
+    room = (machine.memory()[1] or 0) * MEMORY_SHARE
+    converted = source.quantised or stored != source.dtype
+    if stored == "fp32" and converted and device == "cpu" and 0 < room < weight_bytes(source.config, "fp32"):
+        warnings.append(
+            f"{source.path}: loaded as bf16, because fp32 needs {weight_bytes(source.config, 'fp32') / 2**30:.1f} GiB "
+            f"and {room / 2**30:.1f} GiB are free for it (--weights fp32 insists)"
+        )
+        return "bf16"
+    return stored
+
+
+def _defaults(generation: GenerationDefaults, tokenizer: Tokenizer | None) -> SamplingParams:
+    """The model's own sampling defaults over ours; end sequences of several tokens become stop strings."""
+    g = generation
+    given = {
+        "temperature": 0.0 if g.do_sample is False else g.temperature,
+        "top_p": g.top_p,
+        "top_k": g.top_k,
+        "repetition_penalty": g.repetition_penalty,
+        "max_new_tokens": g.max_new_tokens,
+    }
+    stops = tuple(tokenizer.decode(list(ids)) for ids in g.stop_ids if len(ids) > 1) if tokenizer else ()
+    return SamplingParams().override(stop=stops, **{key: value for key, value in given.items() if value is not None})
+
+
+def _end_ids(source: ModelSource, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Every token that ends an answer: what the model's files say, and the tokenizer's end-of-turn tokens."""
+    ends = [*source.generation.eos_ids, *(ids[0] for ids in source.generation.stop_ids if len(ids) == 1)]
+    ends += tokenizer.eos_ids if tokenizer is not None else ()
+    return tuple(dict.fromkeys(end for end in ends if 0 <= end < source.config.vocab_size))

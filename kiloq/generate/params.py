@@ -46,9 +46,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         fill = object.__setattr__
         stop: object = self.stop
-        fill(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop or ()))
-        fill(self, "stop_ids", tuple(self.stop_ids or ()))
-        fill(self, "logit_bias", dict(self.logit_bias or {}))
+        fill(self, "stop", (stop,) if isinstance(stop, str) else _several("stop", stop))
+        fill(self, "stop_ids", _several("stop_ids", self.stop_ids))
+        fill(self, "logit_bias", _mapping("logit_bias", self.logit_bias))
         _number("temperature", self.temperature, 0, 100)
         _number("top_p", self.top_p, 0, 1)
         _number("min_p", self.min_p, 0, 1)
@@ -103,3 +103,15 @@ def _number(name: str, value: object, low: float, high: float) -> None:
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise UsageError(f"{name} is {value!r}: it must be a whole number from {low} to {high}")
+
+
+def _several(name: str, value: object) -> tuple[Any, ...]:
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise UsageError(f"{name} is {value!r:.60}: it must be a list")
+    return tuple(value or ())
+
+
+def _mapping(name: str, value: object) -> dict[Any, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise UsageError(f"{name} is {value!r:.60}: it must be an object of token ids and numbers")
+    return dict(value or {})

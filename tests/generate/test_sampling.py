@@ -71,7 +71,7 @@ def test_always_draws_something_allowed(logits, temperature, top_k, top_p, min_p
     array = np.array(logits, dtype=np.float32)
     ids, shares = sampling.filtered(array, params)
     assert len(ids) >= 1 and shares.sum() == pytest.approx(1)
-    assert int(array.argmax()) in ids or (array[ids] == array.max()).any()
+    assert array[ids].max() >= array.max() - 1e-6  # exp cannot tell apart what is closer
     assert sampling.choose(array, params, uniform) in ids
 
 

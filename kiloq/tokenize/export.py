@@ -1,0 +1,132 @@
+"""Vocabularies for other programs: tokenizer.json and tokenizer_config.json, and qwen.tiktoken where ranks are ids.
+
+`tokenizers.Tokenizer.from_file`, transformers' AutoTokenizer (without remote code), vLLM and llama.cpp's converter read
+these. Merges come from the ranks. Qwen's control tokens are marked as `normalized`, because Qwen-1 looks for them
+after NFC; `ignore_merges` says what tiktoken does with a piece that is a token. The chat template is ChatML with the
+default system message, in words of our own, unless the vocabulary brought a template along.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kiloq.core.files import atomic_file
+from kiloq.tokenize.chatml import QWEN_SYSTEM
+from kiloq.tokenize.files import EXTRA_FILE, TIKTOKEN_FILE
+from kiloq.tokenize.foreign import to_printable
+from kiloq.tokenize.vocabulary import IM_END, IM_START, Vocabulary
+
+DEFAULT_MAX_LENGTH = 32_768  # tokens; what the series advertises (facts 1.7)
+
+CHATML_TEMPLATE = (
+    "{%- if not messages or messages[0].role != 'system' -%}"
+    f"{{{{- '{IM_START}system\\n{QWEN_SYSTEM}{IM_END}\\n' -}}}}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    f"{{{{- '{IM_START}' + message.role + '\\n' + (message.content or '') + '{IM_END}\\n' -}}}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}"
+    f"{{{{- '{IM_START}assistant\\n' -}}}}"
+    "{%- endif -%}"
+)
+
+
+def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
+    """Write the files of `vocabulary` into `folder`, which is made if need be; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "tokenizer.json": _json(tokenizer_json(vocabulary)),
+        "tokenizer_config.json": _json(tokenizer_config(vocabulary), indent=2),
+    }
+    if vocabulary.ids is None and vocabulary.nfc and vocabulary.special:
+        first_control = min(vocabulary.special.values())
+        contents[TIKTOKEN_FILE] = tiktoken_lines({t: r for t, r in vocabulary.ranks.items() if r < first_control})
+        extra = {token: rank for token, rank in vocabulary.ranks.items() if rank > first_control}
+        if extra:
+            contents[EXTRA_FILE] = tiktoken_lines(extra)
+    for name, data in contents.items():
+        with atomic_file(folder / name) as file:
+            file.write(data)
+    return [folder / name for name in contents]
+
+
+def tiktoken_lines(ranks: Mapping[bytes, int]) -> bytes:
+    """The .tiktoken format, in the order of `ranks`."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+def chat_template(vocabulary: Vocabulary) -> str | None:
+    """The vocabulary's own template, or ChatML where it has ChatML's control tokens."""
+    if vocabulary.chat_template is None and {IM_START, IM_END} <= vocabulary.special.keys():
+        return CHATML_TEMPLATE
+    return vocabulary.chat_template
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The document of huggingface/tokenizers."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    added = sorted(vocabulary.added, key=lambda token: token.id)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": t.id, "content": t.text, **{flag: getattr(t, flag) for flag in flags}} for t in added
+        ],
+        "normalizer": {"type": "NFC"} if vocabulary.nfc else None,
+        "pre_tokenizer": vocabulary.pattern.pre_tokenizer(),
+        "post_processor": _begin_with_bos(vocabulary) if vocabulary.add_bos else byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": vocabulary.whole_pieces,
+            "vocab": _vocab(vocabulary),
+            "merges": [[to_printable(left), to_printable(right)] for left, right in vocabulary.merges],
+        },
+    }  # fmt: skip
+
+
+def _vocab(vocabulary: Vocabulary) -> dict[str, int]:
+    added = {token.id for token in vocabulary.added}
+    used = sorted((token_id, token) for token_id, token in vocabulary.token_of_id.items() if token_id not in added)
+    return {to_printable(token): token_id for token_id, token in used}
+
+
+def _begin_with_bos(vocabulary: Vocabulary) -> dict[str, Any]:
+    name = next(token.text for token in vocabulary.added if token.id == vocabulary.bos_id)
+    bos = {"SpecialToken": {"id": name, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [vocabulary.bos_id], "tokens": [name]}},
+    }
+
+
+def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
+    """transformers' settings: roles, template, length."""
+    name_of = {token.id: token.text for token in vocabulary.added}
+    end = vocabulary.special.get(IM_END, vocabulary.eos_id)  # a chat's turn ends with <|im_end|>
+    roles = {"bos": vocabulary.bos_id, "eos": end, "pad": vocabulary.pad_id}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": vocabulary.max_length or DEFAULT_MAX_LENGTH,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": vocabulary.add_bos,
+        **{
+            f"{role}_token": name_of.get(token_id) if token_id is not None else None for role, token_id in roles.items()
+        },
+    }
+    if template := chat_template(vocabulary):
+        config["chat_template"] = template
+    return config
+
+
+def _json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode() + b"\n"

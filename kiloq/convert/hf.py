@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from kiloq.convert.fields import Fields, rotary_size
-from kiloq.convert.layout import Entry, canonical_shapes
+from kiloq.convert.layout import Entry
 from kiloq.core.dtypes import WEIGHT_DTYPES
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
 from kiloq.model.config import MAX_LAYERS, ModelConfig
+from kiloq.model.shapes import tensor_shapes
 
 OWN_KEY = "kiloq"
 # Partial rotary positions under a name that nobody else knows: other programs refuse the folder, where they would
@@ -147,7 +148,7 @@ def stored_name(name: str) -> str:
 
 def entries(config: ModelConfig) -> dict[str, Entry]:
     """Canonical name -> place in a Hugging Face checkpoint."""
-    return {name: Entry(stored_name(name), shape) for name, shape in canonical_shapes(config).items()}
+    return {name: Entry(stored_name(name), shape) for name, shape in tensor_shapes(config).items()}
 
 
 def expressible(config: ModelConfig, layout: str) -> ModelConfig:
@@ -169,8 +170,11 @@ def class_of(config: ModelConfig) -> str:
     """The transformers class that computes an expressible model."""
     if config.qk_norm:
         return "Qwen3ForCausalLM"
-    plain = config.output_bias or config.mlp_bias or not config.qkv_bias
-    return "LlamaForCausalLM" if plain else "Qwen2ForCausalLM"
+    if config.qkv_bias and not (config.output_bias or config.mlp_bias):
+        return "Qwen2ForCausalLM"
+    biased = config.qkv_bias or config.output_bias or config.mlp_bias
+    one_window = len(set(config.windows)) == 1 and config.windows[0] is not None
+    return "MistralForCausalLM" if one_window and not biased else "LlamaForCausalLM"
 
 
 def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "use_cache": True,
         "torch_dtype": WEIGHT_DTYPES[dtype][1],
     }
-    if name != "Qwen2ForCausalLM":
+    if name in ("Qwen3ForCausalLM", "LlamaForCausalLM"):
         values["attention_bias"] = c.qkv_bias
     if name == "LlamaForCausalLM":
         values["mlp_bias"] = c.mlp_bias
@@ -215,6 +219,8 @@ def _window_keys(config: ModelConfig, name: str) -> dict[str, Any]:
     """Sliding window keys of Qwen2 and Qwen3; none where the layout cannot say it (then `unexpressed` has a note)."""
     if name == "LlamaForCausalLM":
         return {}
+    if name == "MistralForCausalLM":
+        return {"sliding_window": config.windows[0]}
     sizes = {window for window in config.windows if window is not None}
     if len(sizes) != 1:
         return {"use_sliding_window": False}
@@ -231,7 +237,7 @@ def _own_keys(config: ModelConfig, positions: int, name: str) -> dict[str, Any]:
         own["train_length"] = c.train_length
     if c.max_length != positions:
         own["max_length"] = c.max_length
-    if any(window is not None for window in c.windows) and "layer_types" not in _window_keys(c, name):
+    if any(window is not None for window in c.windows) and "sliding_window" not in _window_keys(c, name):
         own["windows"] = list(c.windows)
     return own
 
@@ -246,7 +252,9 @@ def unexpressed(config: ModelConfig) -> list[str]:
             f"to {c.train_length} tokens, and beyond that only kiloq (which reads its own key in config.json) does"
         )
     if "windows" in _own_keys(c, c.max_length, class_of(c)):
-        notes.append("windows of several sizes cannot be expressed in this layout: other programs see all tokens")
+        notes.append(
+            "these attention windows cannot be expressed in this layout: in other programs every token sees all before it"
+        )
     if c.rotary_dim != c.head_dim:
         notes.append(
             f"rotary positions on {c.rotary_dim} of {c.head_dim} dimensions cannot be expressed in this layout: "

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-from kiloq.model.config import ModelConfig
-
 # Buffers that old checkpoints carry and that are computed, never loaded.
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias)$")
 
@@ -39,42 +37,6 @@ class Entry:
         """The canonical tensor from the stored one: a view unless rows have to be reordered."""
         part = stored if self.rows is None else stored[self.rows[0] : self.rows[1]]
         return neox_rows(part, self.permuted_heads) if self.permuted_heads else part
-
-
-def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a model, in forward order; `lm_head.weight` only where it is not tied."""
-    c = config
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (c.vocab_size, c.hidden_size)}
-    for layer in range(c.num_layers):
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in layer_shapes(c).items()}
-    shapes["norm.weight"] = (c.hidden_size,)
-    if not c.tied_embeddings:
-        shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
-    return shapes
-
-
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors of one layer."""
-    c = config
-    query, key = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    projections = {
-        "self_attn.q_proj": (query, c.hidden_size, c.qkv_bias),
-        "self_attn.k_proj": (key, c.hidden_size, c.qkv_bias),
-        "self_attn.v_proj": (key, c.hidden_size, c.qkv_bias),
-        "self_attn.o_proj": (c.hidden_size, query, c.output_bias),
-        "mlp.gate_proj": (c.ffn_size, c.hidden_size, c.mlp_bias),
-        "mlp.up_proj": (c.ffn_size, c.hidden_size, c.mlp_bias),
-        "mlp.down_proj": (c.hidden_size, c.ffn_size, c.mlp_bias),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (c.hidden_size,)}
-    for name, (rows, columns, bias) in projections.items():
-        shapes[f"{name}.weight"] = (rows, columns)
-        if bias:
-            shapes[f"{name}.bias"] = (rows,)
-    if c.qk_norm:
-        shapes |= {f"self_attn.{which}_norm.weight": (c.head_dim,) for which in "qk"}
-    shapes["post_attention_layernorm.weight"] = (c.hidden_size,)
-    return shapes
 
 
 def llama_rows(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from kiloq.convert.fields import Fields, rotary_size
-from kiloq.convert.layout import Entry, canonical_shapes
+from kiloq.convert.layout import Entry
 from kiloq.core.errors import FormatError
 from kiloq.model.config import ModelConfig
+from kiloq.model.shapes import tensor_shapes
 
 ARCHITECTURE = "QWenLMHeadModel"
 RENAMED = {
@@ -64,7 +65,7 @@ def read_config(fields: Fields) -> ModelConfig:
 
 def entries(config: ModelConfig) -> dict[str, Entry]:
     """Canonical name -> place in a Qwen-1 checkpoint."""
-    return {name: _entry(name, shape, config) for name, shape in canonical_shapes(config).items()}
+    return {name: _entry(name, shape, config) for name, shape in tensor_shapes(config).items()}
 
 
 def stored_name(name: str) -> str:

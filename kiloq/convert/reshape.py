@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kiloq.convert.layout import canonical_shapes
 from kiloq.convert.source import ModelSource
 from kiloq.core.dtypes import SAFETENSORS_DTYPES, WEIGHT_DTYPES
 from kiloq.core.errors import FormatError
 from kiloq.model.config import ModelConfig
+from kiloq.model.shapes import tensor_shapes
 
 
 class Reshaped:
@@ -23,7 +23,7 @@ class Reshaped:
 
     def __init__(self, source: ModelSource, config: ModelConfig, dtype: str | None = None) -> None:
         self.source, self.config, self.dtype = source, config, dtype
-        self._shapes = canonical_shapes(config)
+        self._shapes = tensor_shapes(config)
         self._present = set(source.names())
 
     def names(self) -> list[str]:

@@ -10,51 +10,14 @@ from __future__ import annotations
 import math
 
 from kiloq.model.config import ModelConfig
+from kiloq.model.shapes import tensor_shapes
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}  # of one element
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a checkpoint, in file order; tied embeddings appear once."""
-    c = config
-    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    attention = [
-        ("self_attn.q_proj", q, c.hidden_size, c.qkv_bias),
-        ("self_attn.k_proj", kv, c.hidden_size, c.qkv_bias),
-        ("self_attn.v_proj", kv, c.hidden_size, c.qkv_bias),
-        ("self_attn.o_proj", c.hidden_size, q, c.output_bias),
-    ]
-    mlp = [
-        ("mlp.gate_proj", c.ffn_size, c.hidden_size, c.mlp_bias),
-        ("mlp.up_proj", c.ffn_size, c.hidden_size, c.mlp_bias),
-        ("mlp.down_proj", c.hidden_size, c.ffn_size, c.mlp_bias),
-    ]
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (c.vocab_size, c.hidden_size)}
-
-    def add_linears(prefix: str, linears: list[tuple[str, int, int, bool]]) -> None:
-        for name, rows, columns, bias in linears:
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            if bias:
-                shapes[f"{prefix}{name}.bias"] = (rows,)
-
-    for layer in range(c.num_layers):
-        prefix = f"layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (c.hidden_size,)
-        add_linears(prefix, attention)
-        if c.qk_norm:
-            shapes[prefix + "self_attn.q_norm.weight"] = (c.head_dim,)
-            shapes[prefix + "self_attn.k_norm.weight"] = (c.head_dim,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (c.hidden_size,)
-        add_linears(prefix, mlp)
-    shapes["norm.weight"] = (c.hidden_size,)
-    if not c.tied_embeddings:
-        shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
-    return shapes
-
-
 def parameter_count(config: ModelConfig) -> int:
     """All parameters; a tied embedding counts once."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
 
 
 def forward_flops(config: ModelConfig, new_tokens: int, cached_tokens: int = 0, logits: int | None = None) -> int:

@@ -73,7 +73,9 @@ def _merge(parts: dict[str, list[bytes]], frequency: Mapping[str, int]) -> Itera
     counts: Counter[Pair] = Counter()
     words_of: defaultdict[Pair, set[str]] = defaultdict(set)
     for word, tokens in parts.items():
-        _count(word, tokens, frequency[word], counts, words_of)
+        _count(tokens, frequency[word], counts)
+        for pair in pairwise(tokens):
+            words_of[pair].add(word)
     queue = [(_order(pair, count), pair) for pair, count in counts.items()]
     heapify(queue)
     while queue:
@@ -83,25 +85,24 @@ def _merge(parts: dict[str, list[bytes]], frequency: Mapping[str, int]) -> Itera
         yield best[0] + best[1]
         changed: set[Pair] = set()
         for word in sorted(words_of[best]):
-            changed |= _count(word, parts[word], -frequency[word], counts, words_of)
-            parts[word] = _joined(parts[word], best)
-            changed |= _count(word, parts[word], frequency[word], counts, words_of)
+            before = parts[word]
+            parts[word] = after = _joined(before, best)
+            _count(before, -frequency[word], counts)
+            _count(after, frequency[word], counts)
+            gone, there = set(pairwise(before)), set(pairwise(after))
+            for pair in gone - there:
+                words_of[pair].discard(word)
+            for pair in there:
+                words_of[pair].add(word)
+            changed |= gone | there
         for pair in changed:
             if words_of[pair]:
                 heappush(queue, (_order(pair, counts[pair]), pair))
 
 
-def _count(
-    word: str, tokens: list[bytes], times: int, counts: Counter[Pair], words_of: defaultdict[Pair, set[str]]
-) -> set[Pair]:
-    """Enter (or, with negative `times`, take out) the pairs of a word; return them."""
-    pairs = set()
+def _count(tokens: list[bytes], times: int, counts: Counter[Pair]) -> None:
     for pair in pairwise(tokens):
         counts[pair] += times
-        pairs.add(pair)
-    for pair in pairs:
-        (words_of[pair].add if times >= 0 else words_of[pair].discard)(word)
-    return pairs
 
 
 def _order(pair: Pair, count: int) -> tuple[int, int, int, bytes]:

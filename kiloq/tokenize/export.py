@@ -93,9 +93,15 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _vocab(vocabulary: Vocabulary) -> dict[str, int]:
-    added = {token.id for token in vocabulary.added}
-    used = sorted((token_id, token) for token_id, token in vocabulary.token_of_id.items() if token_id not in added)
-    return {to_printable(token): token_id for token_id, token in used}
+    """Tokens in the alphabet of byte-level BPE. Added tokens are listed with them unless they follow directly.
+
+    The library numbers added tokens that it does not find here itself: from the number of entries on.
+    """
+    added = {token.id: token.text for token in vocabulary.added}
+    own = {token_id: token for token_id, token in vocabulary.token_of_id.items() if token_id not in added}
+    follow = sorted(added) == list(range(len(own), len(own) + len(added)))
+    names = {token_id: to_printable(token) for token_id, token in own.items()} | ({} if follow else added)
+    return {name: token_id for token_id, name in sorted(names.items())}
 
 
 def _begin_with_bos(vocabulary: Vocabulary) -> dict[str, Any]:

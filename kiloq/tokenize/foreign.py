@@ -58,7 +58,7 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
             raise FormatError(
                 f"{path}: sets {setting} = {shown(model[setting])}, which byte-level BPE models do not use"
             )
-    added = [_added_token(entry, path) for entry in _rows(document.get("added_tokens") or [], "added_tokens", path)]
+    added = [_added_token(entry, path) for entry in _rows(document.get("added_tokens", []), "added_tokens", path)]
     found = _build(
         _ids(model.get("vocab"), path),
         [_pair(entry, path) for entry in _rows(model.get("merges"), "merges", path)],
@@ -222,7 +222,7 @@ def _ranks_as_listed(
 
 def _table(value: Any, name: str, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError(f"{path}: its entry {name} is not an object")
+        raise FormatError(f"{path}: its entry {name} is, or holds, something that is not an object")
     return value
 
 
@@ -261,7 +261,9 @@ def _is_nfc(value: Any, path: Path) -> bool:
     if value is None:
         return False
     steps = value.get("normalizers") if isinstance(value, dict) and value.get("type") == "Sequence" else [value]
-    kinds = [step.get("type") if isinstance(step, dict) else step for step in steps] if isinstance(steps, list) else []
+    kinds = (
+        [step.get("type") if isinstance(step, dict) else step for step in steps] if isinstance(steps, list) else [None]
+    )
     if not all(kind == "NFC" for kind in kinds):
         raise FormatError(f"{path}: normalises text with {shown(kinds)}: only NFC, or nothing, is read")
     return bool(kinds)
@@ -286,5 +288,5 @@ def _strings(values: list[Any], name: str, path: Path) -> list[str]:
 def _role(metadata: Mapping[str, Any], name: str, size: int, path: Path) -> int | None:
     token_id: int | None = _entry(metadata, f"ggml.{name}_token_id", int, path)
     if token_id is not None and not 0 <= token_id < size:
-        raise FormatError(f"{path}: its {name} token is {id:,}, but the vocabulary has {size:,} tokens")
+        raise FormatError(f"{path}: its {name} token is {token_id:,}, but the vocabulary has {size:,} tokens")
     return token_id

@@ -59,7 +59,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._stop_at = 0.0
         self.concat = self._concat  # type: ignore[method-assign]  # joins output, macros and blocks
         self.filters = {name: self._paying(JINJA_FILTERS[name]) for name in FILTERS}
-        self.filters |= {"tojson": self._tojson, "indent": self._indent, "concatenated": self._concat, "sliced": self._sliced}
+        self.filters |= {
+            "tojson": self._tojson,
+            "indent": self._indent,
+            "concatenated": self._concat,
+            "sliced": self._sliced,
+        }
         self.globals = {
             "namespace": self.globals["namespace"],
             "range": self._range,

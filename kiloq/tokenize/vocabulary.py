@@ -7,7 +7,7 @@ the second into the first where they are the same algorithm, and `merges_from_ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -125,11 +125,27 @@ def qwen(ranks: dict[bytes, int]) -> Vocabulary:
 
 def merges_from_ranks(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The pair that makes each token, in the order of ranks; tokens that no pair makes have none."""
-    merges = []
+    merges: list[tuple[bytes, bytes]] = []
+    halves: dict[bytes, tuple[bytes, bytes]] = {}
     for token in sorted(ranks, key=ranks.__getitem__):
-        if len(token) > 1 and len(parts := bpe_parts(token, ranks, ranks[token])) == 2:
-            merges.append((parts[0], parts[1]))
+        if pair := next(_pairs(token, ranks, halves), None):
+            halves[token] = pair
+            merges.append(pair)
+        elif len(token) > 1 and len(parts := bpe_parts(token, ranks, ranks[token])) == 2:
+            merges.append((parts[0], parts[1]))  # from tokens that are themselves made in an unusual order
     return merges
+
+
+def _pairs(
+    token: bytes, ranks: Mapping[bytes, int], halves: Mapping[bytes, tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes]]:
+    """The pair (at most one) of which BPE makes `token`, both halves bytes or keys of `halves`."""
+    rank = ranks[token]
+    for cut in range(1, len(token)):
+        left, right = token[:cut], token[cut:]
+        known = (cut == 1 or left in halves) and (len(right) == 1 or right in halves)
+        if known and _meets(left, right, rank, ranks, halves):
+            yield left, right
 
 
 def bpe_parts(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""SmolLM2 on its whole way: GGUF -> folder -> transformers, and -> GGUF in float32 -> llama.cpp, with the same 64 greedy ids.
+"""SmolLM2 on its whole way: GGUF -> folder -> kiloq and transformers, and -> GGUF in float32 -> llama.cpp: the same 64 ids.
 
 The margin of the two best logits is checked, because llama.cpp adds in another order (differences up to 1e-4).
 """
@@ -14,8 +14,10 @@ from oracles.llama_cpp import greedy_ids
 from support import default_model, smollm2_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import kiloq
 from kiloq.convert.source import open_model
 from kiloq.convert.write_gguf import write_gguf_file
+from kiloq.generate.records import Completion
 
 pytestmark = pytest.mark.default_model
 PROMPT = "The capital of France is Paris. The capital of Germany is"
@@ -31,21 +33,22 @@ def test_the_folder_holds_the_exact_values() -> None:
         np.testing.assert_array_equal(folder.tensor(name), quantised.tensor(name))
 
 
-def test_transformers_and_llama_cpp_give_the_same_64_greedy_ids(tmp_path: Path) -> None:
+@pytest.mark.timeout(300)  # 20 s alone; torch and llama.cpp spin where other processes hold the cores
+def test_we_llama_cpp_and_transformers_give_the_same_64_greedy_ids(tmp_path: Path) -> None:
     folder = default_model()
+    ours = kiloq.load(str(folder), weights="fp32", device="cpu")
     prompt = AutoTokenizer.from_pretrained(folder)(PROMPT)["input_ids"]
+    assert prompt == ours.tokenizer.encode(PROMPT)
+    answer = ours.generate(prompt, max_new_tokens=64, min_new_tokens=64, temperature=0)
+    assert isinstance(answer, Completion)
+    ids = list(answer.ids)
+    assert len(ids) == 64
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    answer = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=64,
-        min_new_tokens=64,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    two = torch.stack(answer.logits)[:, 0].topk(2).values
-    assert float((two[:, 0] - two[:, 1]).min()) > 1e-3
-    expected = answer.sequences[0, len(prompt) :].tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    logits[:, list(ours.tokenizer.eos_ids)] = -torch.inf  # as min_new_tokens and llama.cpp's ignore_eos do
+    two = logits.topk(2)
+    assert two.indices[:, 0].tolist() == ids
+    assert float((two.values[:, 0] - two.values[:, 1]).min()) > 1e-3
     write_gguf_file(open_model(folder), tmp_path / "smollm2.gguf", "f32")
-    assert greedy_ids(tmp_path / "smollm2.gguf", prompt, 64, []) == expected
+    assert greedy_ids(tmp_path / "smollm2.gguf", prompt, 64, []) == ids

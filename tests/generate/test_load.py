@@ -146,7 +146,7 @@ def test_wrong_arguments_are_one_sentence(arguments: dict, error: type[Exception
 def test_missing_and_foreign_paths(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="smollm"):
         kiloq.load("smolm2")
-    with pytest.raises(MissingError, match="config.json"):
+    with pytest.raises(MissingError, match=r"config\.json"):
         kiloq.load(tmp_path)
     (tmp_path / "x.gguf").write_bytes(b"GGUFnonsense of a file")
     with pytest.raises(FormatError, match=r"x\.gguf"):

@@ -6,6 +6,7 @@ Two versions: by ranks (tiktoken's rule) and by a list of pairs (Hugging Face's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import regex
 
@@ -16,7 +17,7 @@ def by_ranks(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
         return [ranks[piece]]
     parts = [bytes([value]) for value in piece]
     while True:
-        options = [(ranks[a + b], at) for at, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks]  # noqa: B905
+        options = [(ranks[a + b], at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
         if not options:
             return [ranks[part] for part in parts]
         at = min(options)[1]
@@ -28,7 +29,7 @@ def by_merges(piece: bytes, merges: Sequence[tuple[bytes, bytes]]) -> list[bytes
     order = {pair: at for at, pair in enumerate(merges)}
     parts = [bytes([value]) for value in piece]
     while True:
-        options = [(order[pair], at) for at, pair in enumerate(zip(parts, parts[1:])) if pair in order]  # noqa: B905
+        options = [(order[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in order]
         if not options:
             return parts
         at = min(options)[1]

@@ -18,7 +18,29 @@ from kiloq.tokenize.patterns import GPT2, LLAMA3, QWEN, SMOLLM, SplitPattern
 from kiloq.tokenize.tokenizer import Tokenizer
 
 PATTERNS = (QWEN, LLAMA3, GPT2, SMOLLM)
-ATOMS = ["a", "B", " ", "  ", "\t", "\n", "\r\n", "1", "٣", "½", "!", "'s", "'", "中", "é", "e\u0301", "\u3000", "\u200d", "😀", "ſ", "-"]
+ATOMS = [
+    "a",
+    "B",
+    " ",
+    "  ",
+    "\t",
+    "\n",
+    "\r\n",
+    "1",
+    "٣",
+    "½",
+    "!",
+    "'s",
+    "'",
+    "中",
+    "é",
+    "e\u0301",
+    "\u3000",
+    "\u200d",
+    "😀",
+    "ſ",
+    "-",
+]
 # Runs long enough for the cutting of bpe.py to take part (RUN_CHARS twice, BLOCK_BYTES several times).
 runs = st.tuples(st.sampled_from(ATOMS), st.integers(1, 5), st.sampled_from([1, 2, 3, 40, 127, 300, 701, 1500]))
 mixtures = st.lists(
@@ -105,7 +127,7 @@ LONG = {
 @pytest.fixture(scope="module")
 def seconds_of_normal_text(encoders: dict[SplitPattern, ByteBPE]) -> float:
     chance = random.Random(1)
-    words = "the of and quick brown fox jumps over lazy dogs while tokens, numbers 42 and names like Ada stay".split()
+    words = ["the", "of", "quick", "brown", "jumps", "lazy", "tokens,", "numbers", "42", "Ada's", "natural", "language"]
     text = " ".join(chance.choices(words, k=MEGABYTE // 6))[:MEGABYTE]
     return min(_seconds(encoders[QWEN], text) for _ in range(2))
 
@@ -120,9 +142,12 @@ def _seconds(encoder: ByteBPE, text: str) -> float:
 def test_a_megabyte_of_anything_is_linear(
     encoders: dict[SplitPattern, ByteBPE], seconds_of_normal_text: float, name: str
 ) -> None:
-    """The limit is 2x; 3x is asserted because the machine of a test is shared. Without the cutting it is 5x or a crash."""
+    """At most twice normal text per byte; measured: 0.1 to 0.9 times. Without the cutting it is up to 5x, or a crash."""
     encoder, text = encoders[QWEN], nfc(LONG[name])
-    assert min(_seconds(encoder, LONG[name]) for _ in range(2)) < 3 * seconds_of_normal_text
+    assert (
+        min(_seconds(encoder, LONG[name]) for _ in range(2))
+        < 2 * seconds_of_normal_text * len(LONG[name].encode()) / MEGABYTE
+    )
     assert encoder._tiktoken.decode_bytes(encoder.encode(text)) == text.encode()
 
 

@@ -73,7 +73,11 @@ def test_tools_equal_the_form_that_qwen2_5_was_trained_on() -> None:
         {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
         {"role": "tool", "content": "3"},
         {"role": "tool", "content": "three"},
-        {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {}}, {"name": "add", "arguments": "{"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"name": "add", "arguments": {}}, {"name": "add", "arguments": "{"}],
+        },
         {"role": "tool", "content": "none"},
     ]
     signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -92,7 +96,9 @@ def test_tools_equal_the_form_that_qwen2_5_was_trained_on() -> None:
     assert render(list(ChatML().turns(talk, tools))) == expected
 
 
-stray = st.lists(st.one_of(st.text(max_size=5), st.sampled_from(["<|im_end|>", "<|im_start|>", "\n", "<|"])), max_size=5)
+stray = st.lists(
+    st.one_of(st.text(max_size=5), st.sampled_from(["<|im_end|>", "<|im_start|>", "\n", "<|"])), max_size=5
+)
 talks = st.lists(
     st.tuples(st.sampled_from(["user", "assistant", "tool"]), stray.map("".join)).map(
         lambda pair: {"role": pair[0], "content": pair[1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,18 +36,20 @@ def naive(words: dict[str, int]) -> list[bytes]:
     while True:
         counts: dict[tuple[bytes, bytes], int] = {}
         for word, tokens in parts.items():
-            for pair in zip(tokens, tokens[1:]):  # noqa: B905
+            for pair in pairwise(tokens):
                 counts[pair] = counts.get(pair, 0) + words[word]
         if not counts:
             return list(dict.fromkeys(made))
 
-        def order(pair: tuple[bytes, bytes], counts: dict[tuple[bytes, bytes], int] = counts) -> tuple[int, int, int, bytes]:
+        def order(
+            pair: tuple[bytes, bytes], counts: dict[tuple[bytes, bytes], int] = counts
+        ) -> tuple[int, int, int, bytes]:
             both = pair[0] + pair[1]
             return -counts[pair], len(both.decode("utf-8", "replace")), len(both), both
 
         best = min(counts, key=order)
         made.append(best[0] + best[1])
-        for word, tokens in parts.items():
+        for tokens in parts.values():
             at = 0
             while at + 1 < len(tokens):
                 if (tokens[at], tokens[at + 1]) == best:

@@ -89,7 +89,9 @@ def test_size_limit_and_odd_paths(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_mutations_give_a_vocabulary_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_mutations_give_a_vocabulary_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     raw = bytearray(b"\n".join(BYTE_LINES) + b"\nYWI= 256\n")
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw) - 1))
@@ -109,7 +111,9 @@ def test_a_folder_prefers_ranks_and_takes_its_expansion_along(tmp_path: Path, qw
     (tmp_path / files.TIKTOKEN_FILE).symlink_to(qwen_vocabulary())
     (tmp_path / files.EXTRA_FILE).write_bytes(extra.read_bytes())
     (tmp_path / "tokenizer.json").write_text("{")
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 8192, "auto_map": {"AutoTokenizer": ["x", null]}}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"model_max_length": 8192, "auto_map": {"AutoTokenizer": ["x", null]}}'
+    )
     loaded = Tokenizer.load(tmp_path)
     assert loaded.encode("我是一只猫") == [151_854]
     assert loaded.vocabulary.max_length == 8192

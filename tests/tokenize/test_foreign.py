@@ -7,7 +7,7 @@ import json
 import random
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +42,12 @@ def trained(pattern: SplitPattern, *, nfc: bool = False, ignore_merges: bool = F
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     )  # fmt: skip
     made.train_from_iterator(TEXTS * 3, trainer)
-    made.add_tokens([tokenizers.AddedToken("<tool>", normalized=False), tokenizers.AddedToken("  <m>", lstrip=True, normalized=False)])
+    made.add_tokens(
+        [
+            tokenizers.AddedToken("<tool>", normalized=False),
+            tokenizers.AddedToken("  <m>", lstrip=True, normalized=False),
+        ]
+    )
     document = json.loads(made.to_str())
     document["model"]["ignore_merges"] = ignore_merges
     return document
@@ -56,7 +61,20 @@ def write(document: Any, folder: Path) -> Path:
 
 def samples(count: int) -> list[str]:
     chance = random.Random(5)
-    atoms = [*"".join(TEXTS), "<tool>", "  <m>", "<|im_end|>", "'s", "\r\n", "   ", "lazy", " the", "狐狸", "\x00", "😀"]
+    atoms = [
+        *"".join(TEXTS),
+        "<tool>",
+        "  <m>",
+        "<|im_end|>",
+        "'s",
+        "\r\n",
+        "   ",
+        "lazy",
+        " the",
+        "狐狸",
+        "\x00",
+        "😀",
+    ]
     return [*TEXTS, *("".join(chance.choices(atoms, k=chance.randint(1, 40))) for _ in range(count))]
 
 
@@ -72,7 +90,8 @@ def test_ids_equal_those_of_tokenizers(pattern: SplitPattern, ignore_merges: boo
         theirs.encode_special_tokens = True
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
         theirs.encode_special_tokens = False
-        assert ours.decode(ours.encode(text, normalize=False)) == text.replace("  <m>", "  <m>") or "<m>" in text
+        if "<m>" not in text:  # which takes the white space before it along
+            assert ours.decode(ours.encode(text, normalize=False)) == text
 
 
 def test_vocab_json_with_merges_txt(tmp_path: Path) -> None:
@@ -125,14 +144,16 @@ def llama_ids(address: str, text: str, special: bool) -> list[int]:
 def test_smollm2_ids_equal_those_of_llama_cpp() -> None:
     path = smollm2_gguf()
     ours = Tokenizer.load(path)
-    address = llama_cpp.server(path, context=64).listening_address
+    server = llama_cpp.server(path, context=64)  # answers as long as the object lives
     chance = random.Random(2)
     texts = [row["text"] for row in jsonl_gz("goldens", "tokenizer", "encode.jsonl.gz") if row["cat"] != "surrogate"]
     atoms = " \t\n\r1a.'s!é中 ٣²½\x00\U000f0000ﾟ\u0301😀"
     mixed = ["".join(chance.choices(atoms, k=chance.randint(1, 40))) for _ in range(300)]
     for text in [*chance.sample(texts, 500), *mixed, *ours.special_tokens, " " * 700 + "x" + "9" * 600 + "ab" * 500]:
         for special in (False, True):
-            assert ours.encode(text, special="all" if special else "none") == llama_ids(address, text, special), text
+            assert ours.encode(text, special="all" if special else "none") == llama_ids(
+                server.listening_address, text, special
+            ), text
 
 
 def test_smollm2_roles_and_chat() -> None:
@@ -175,12 +196,16 @@ BAD = [
     (("model", "merges"), ["zz zz"], "merge 1"),
     (("normalizer",), {"type": "Lowercase"}, "Lowercase"),
     (("normalizer",), {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "StripAccents"}]}, "StripAccents"),
-    (("normalizer",), {"type": "Sequence", "normalizers": 7}, "tokenizer.json"),
+    (("normalizer",), {"type": "Sequence", "normalizers": 7}, "only NFC"),
     (("pre_tokenizer",), None, "None"),
     (("pre_tokenizer",), {"type": "Whitespace"}, "Whitespace"),
     (("pre_tokenizer",), {"type": "ByteLevel", "add_prefix_space": True}, "ByteLevel"),
     (("pre_tokenizer",), {"type": "Sequence", "pretokenizers": 7}, "pre-tokeniser"),
-    (("pre_tokenizer",), {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}, "Split"),
+    (
+        ("pre_tokenizer",),
+        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+        "Split",
+    ),
     (("added_tokens",), {}, "added_tokens"),
     (("added_tokens",), [7], "added_tokens"),
     (("added_tokens",), [{"id": 1}], "no text"),
@@ -210,7 +235,7 @@ GGUF = {
 class FakeGGUF:
     """Stands in for a file: only the metadata matter here; files are tested in tests/core."""
 
-    changes: dict[str, Any] = {}
+    changes: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, path: Path) -> None:
         self.metadata = {key: value for key, value in {**GGUF, **self.changes}.items() if value is not None}

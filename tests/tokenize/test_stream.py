@@ -56,9 +56,7 @@ def test_pieces_join_to_the_decoded_text(qwen: Tokenizer, ids: list[int], errors
 
 
 @given(st.binary(max_size=12))
-def test_invalid_bytes_are_shown_as_soon_as_they_are_known(
-    qwen: Tokenizer, id_of_byte: list[int], data: bytes
-) -> None:
+def test_invalid_bytes_are_shown_as_soon_as_they_are_known(qwen: Tokenizer, id_of_byte: list[int], data: bytes) -> None:
     """After each byte, only what may still become a character is held back."""
     stream, text = qwen.stream(), ""
     for at, value in enumerate(data, start=1):

@@ -137,7 +137,7 @@ def test_hostile_templates_end_soon_in_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(FormatError, match="^chat template: ") as caught:
+    with pytest.raises(FormatError, match=r"^chat template: ") as caught:
         Template(HOSTILE[name], tuple(qwen.special_tokens)).segments(qwen, TALK)
     assert time.process_time() - start < 3  # the deadline is 1.5 s; compiling comes before it
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
@@ -145,7 +145,20 @@ def test_hostile_templates_end_soon_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-STRAY = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|extra_1|>", "<", "|>", ">", "im_end|>", "<|im_", "a", " ", "\n"]
+STRAY = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<|extra_1|>",
+    "<",
+    "|>",
+    ">",
+    "im_end|>",
+    "<|im_",
+    "a",
+    " ",
+    "\n",
+]
 
 
 @settings(max_examples=60, deadline=None)

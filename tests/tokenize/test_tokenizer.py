@@ -152,7 +152,12 @@ def test_an_absent_vocabulary_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
 
 def test_added_tokens_leftmost_longest_and_with_their_white_space() -> None:
     found = AddedTokens(
-        [AddedToken("<a>", 1), AddedToken("<a><b>", 2), AddedToken("<m>", 3, lstrip=True), AddedToken("x", 4, single_word=True)]
+        [
+            AddedToken("<a>", 1),
+            AddedToken("<a><b>", 2),
+            AddedToken("<m>", 3, lstrip=True),
+            AddedToken("x", 4, single_word=True),
+        ]
     )
     assert found.split("y<a><b><a>z") == ["y", 2, 1, "z"]
     assert found.split("y  <m> z") == ["y", 3, " z"]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -128,9 +127,7 @@ def test_interrupt_exits_130_without_traceback(arguments: list[str], tmp_path: P
         process.stdin.flush()
         assert process.stdout.read(4) == b"0 1 "
         process.send_signal(signal.SIGINT)
-        started = time.monotonic()
-        assert process.wait(10) == 130
-        assert time.monotonic() - started < 5
+        assert process.wait(10) == 130  # the whole answer would take far longer
         assert process.stderr.read() == b"\n"
 
 

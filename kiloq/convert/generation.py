@@ -6,7 +6,7 @@ GenerationConfig and Qwen-1's additions (chat_format, max_window_size, stop_word
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ from kiloq.core.gguf import GGUFFile
 from kiloq.core.safe_json import load_object
 
 NAME = "generation_config.json"
+# Our field -> llama.cpp's key for the sampling that a model file recommends (gguf package, Keys.General.SAMPLING_*).
+GGUF_SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 MAX_IDS = 1000
 
 
@@ -63,7 +70,7 @@ def read_folder(folder: Path, config: Fields) -> GenerationDefaults:
 
 
 def read_gguf(file: GGUFFile) -> GenerationDefaults:
-    """From tokenizer.ggml.*; a template with ChatML's markers means chat_format "chatml"."""
+    """From tokenizer.ggml.* and general.sampling.*; a template with ChatML's markers means chat_format "chatml"."""
     fields = Fields(file.path, file.metadata)
     ends = (fields.int(f"tokenizer.ggml.{key}_token_id", None) for key in ("eos", "eot"))
     template = fields.text("tokenizer.chat_template", "")
@@ -72,7 +79,18 @@ def read_gguf(file: GGUFFile) -> GenerationDefaults:
         bos_id=fields.int("tokenizer.ggml.bos_token_id", None),
         pad_id=fields.int("tokenizer.ggml.padding_token_id", None),
         chat_format="chatml" if "<|im_start|>" in template else None,
+        temperature=fields.float(GGUF_SAMPLING["temperature"], None),
+        top_p=fields.float(GGUF_SAMPLING["top_p"], None),
+        top_k=fields.int(GGUF_SAMPLING["top_k"], None),
+        repetition_penalty=fields.float(GGUF_SAMPLING["repetition_penalty"], None),
     )
+
+
+def gguf_sampling(defaults: GenerationDefaults) -> dict[str, Any]:
+    """The metadata that llama.cpp and `read_gguf` take sampling defaults from; greedy is temperature 0 there."""
+    d = defaults if defaults.do_sample is not False else replace(defaults, temperature=0.0)
+    values = {key: getattr(d, field) for field, key in GGUF_SAMPLING.items()}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def write_config(defaults: GenerationDefaults, eos_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _readable(key: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int) and (key.endswith("bytes") or key == "size"):
         return f"{value:,} bytes ({value / 1e6:,.1f} MB)"
-    if isinstance(value, int) and value >= 10_000:
+    if isinstance(value, int) and key in ("parameters", "tensors"):  # a token id or a width is no amount
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         cut = [printable(str(item)) for item in value[:LIST_LIMIT]]

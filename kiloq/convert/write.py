@@ -76,7 +76,7 @@ def write_folder(
         if tokenizer is None:
             notes.append("the source has no tokenizer, so this folder has none: prompts are token ids")
         else:
-            tokenizer.save(staging)
+            tokenizer.save(staging, max_length=config.max_length)
         _write_configs(staging, source, tokenizer, config, layout, dtype or source.dtype)
         parameters = sum(math.prod(tensors.shape(name)) for name in tensors.names())
         card = model_card(out.name, source, config, parameters, layout, dtype or source.dtype, inputs, notes)

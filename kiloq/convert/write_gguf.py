@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from kiloq.convert import gguf_names
 from kiloq.convert.card import licence_of
+from kiloq.convert.generation import gguf_sampling
 from kiloq.convert.layout import llama_rows
 from kiloq.convert.reshape import Reshaped
 from kiloq.convert.source import ModelSource
@@ -51,6 +52,7 @@ def write_gguf_file(
         "general.name": out.stem,
         "general.file_type": TYPES[dtype][1],
         "general.quantization_version": 2,
+        **gguf_sampling(source.generation),
     }
     if licence := licence_of(source):
         metadata["general.license"] = licence

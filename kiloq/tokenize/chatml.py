@@ -3,7 +3,7 @@
 Control tokens are put in as ids and every text is encoded on its own without control tokens, so nothing that a person,
 tool or document says can open or close a turn. Tools follow the Hermes convention that Qwen2 and Qwen2.5 were trained
 on: signatures in the system message, calls as JSON in <tool_call>, results inside a user turn in <tool_response>.
-Source of the text form: Qwen report, section 3.1.1, and facts 2.9. What of a conversation to drop when it is too long
+Source of the text form: Qwen report, section 3.1.1, and the released code's make_context. What of a conversation to drop when it is too long
 is in `window.py`.
 """
 
@@ -22,7 +22,7 @@ from kiloq.tokenize.vocabulary import IM_END, IM_START
 
 Message = Mapping[str, Any]
 
-QWEN_SYSTEM = "You are a helpful assistant."  # the original's default system message (facts 1.4)
+QWEN_SYSTEM = "You are a helpful assistant."  # the original's default system message
 ROLES = ("system", "user", "assistant", "tool")
 
 TOOLS_HEAD = (

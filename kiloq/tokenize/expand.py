@@ -1,6 +1,6 @@
 """Vocabulary expansion: new tokens for frequent words, merged on top of an existing vocabulary.
 
-The algorithm of the original's add_merges tool (facts 3.6), so that its output is reproduced byte for byte: a word that
+The algorithm of the original's examples/add_merges.py, so that its output is reproduced byte for byte: a word that
 the split pattern cuts into several pieces, or that is a token already, is left out; the rest are encoded with the
 merges there are; then, as in BPE training, the most frequent pair of neighbours becomes a token until every word is
 one. Ties go to the pair with the shorter text, then the shorter bytes, then the lexicographically smaller.
@@ -35,7 +35,7 @@ class Expansion:
 
 
 def read_words(path: Path) -> dict[str, int]:
-    """Words and frequencies of a file with lines of word TAB frequency; NFC; of a word's several lines the last counts."""
+    """Words (in NFC) and frequencies of lines of word TAB frequency; of several lines for a word the last counts."""
     try:
         lines = read_bounded(path, MAX_FILE_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:

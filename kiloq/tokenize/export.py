@@ -18,9 +18,7 @@ from kiloq.core.files import atomic_file
 from kiloq.tokenize.chatml import QWEN_SYSTEM
 from kiloq.tokenize.files import EXTRA_FILE, TIKTOKEN_FILE
 from kiloq.tokenize.foreign import to_printable
-from kiloq.tokenize.vocabulary import IM_END, IM_START, Vocabulary
-
-DEFAULT_MAX_LENGTH = 32_768  # tokens; what the series advertises (facts 1.7)
+from kiloq.tokenize.vocabulary import IM_END, IM_START, QWEN_CONTROL_TOKENS, Vocabulary
 
 CHATML_TEMPLATE = (
     "{%- if not messages or messages[0].role != 'system' -%}"
@@ -42,7 +40,7 @@ def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
         "tokenizer.json": _json(tokenizer_json(vocabulary)),
         "tokenizer_config.json": _json(tokenizer_config(vocabulary), indent=2),
     }
-    if vocabulary.ids is None and vocabulary.nfc and vocabulary.special:
+    if _is_qwen(vocabulary):
         first_control = min(vocabulary.special.values())
         contents[TIKTOKEN_FILE] = tiktoken_lines({t: r for t, r in vocabulary.ranks.items() if r < first_control})
         extra = {token: rank for token, rank in vocabulary.ranks.items() if rank > first_control}
@@ -52,6 +50,11 @@ def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
         with atomic_file(folder / name) as file:
             file.write(data)
     return [folder / name for name in contents]
+
+
+def _is_qwen(vocabulary: Vocabulary) -> bool:
+    """Whether qwen.tiktoken, which implies Qwen-1's control tokens, says all that there is to say."""
+    return vocabulary.ids is None and tuple(token.text for token in vocabulary.added) == QWEN_CONTROL_TOKENS
 
 
 def tiktoken_lines(ranks: Mapping[bytes, int]) -> bytes:
@@ -122,13 +125,14 @@ def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
     roles = {"bos": vocabulary.bos_id, "eos": end, "pad": vocabulary.pad_id}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": vocabulary.max_length or DEFAULT_MAX_LENGTH,
         "clean_up_tokenization_spaces": False,
         "add_bos_token": vocabulary.add_bos,
         **{
             f"{role}_token": name_of.get(token_id) if token_id is not None else None for role, token_id in roles.items()
         },
     }
+    if vocabulary.max_length is not None:
+        config["model_max_length"] = vocabulary.max_length
     if template := chat_template(vocabulary):
         config["chat_template"] = template
     return config

@@ -2,7 +2,7 @@
 
 The reader believes nothing: a damaged line is a FormatError with the path and the line's number, and sizes, ranks and
 repetitions are checked before tiktoken sees them (it aborts the process on a vocabulary without all 256 bytes).
-Format: one token a line, base64 of its bytes, a space, its rank, which is both merge priority and id (facts 3.3).
+Format: one token a line, base64 of its bytes, a space, its rank, which is both merge priority and id.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
     ranks = read_ranks(path)
     if max(ranks.values()) != len(ranks) - 1:
         raise FormatError(
-            f"{path}: has {len(ranks):,} tokens but ranks up to {max(ranks.values()):,}: ranks must be 0 to {len(ranks) - 1:,}"
+            f"{path}: has {len(ranks):,} tokens but ranks up to {max(ranks.values()):,}: "
+            f"ranks must be 0 to {len(ranks) - 1:,}"
         )
     _need_all_bytes(ranks, path)
     return ranks
@@ -76,7 +77,8 @@ def _first_fault(path: Path, tokens: Sequence[bytes], numbers: Sequence[int]) ->
         if token in seen_tokens or number in seen_numbers:
             return f"{path}: line {line} repeats a {'token' if token in seen_tokens else 'rank'} of an earlier line"
         if number >= MAX_ID or not token:
-            return f"{path}: line {line} has {f'the rank {number:,}' if token else 'no token'}: ranks must be below {MAX_ID:,} and tokens not empty"
+            fault = f"the rank {number:,}" if token else "no token"
+            return f"{path}: line {line} has {fault}: ranks must be below {MAX_ID:,} and tokens not empty"
         seen_tokens.add(token)
         seen_numbers.add(number)
     return f"{path}: has no usable lines"
@@ -86,7 +88,8 @@ def _need_all_bytes(tokens: Mapping[bytes, int], where: object) -> None:
     missing = [value for value in BYTES if value not in tokens]
     if missing:
         raise FormatError(
-            f"{where}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0].hex()}): not a byte-level vocabulary"
+            f"{where}: has no token for {len(missing)} of the 256 bytes (the first is 0x{missing[0].hex()}): "
+            "it is not a byte-level vocabulary"
         )
 
 

@@ -97,7 +97,9 @@ def read_gguf(path: Path) -> Vocabulary:
             f"{path}: has a tokenizer of the kind {shown(model)}: only byte-level BPE (gpt2) is read; "
             "use the model's original folder"
         )
-    pattern = patterns.from_gguf(_entry(metadata, "ggml.pre", str, path) or "default", path)
+    # Files older than this entry do not say: then the architecture does, where there is one of Qwen's.
+    unsaid = "qwen2" if str(metadata.get("general.architecture")).startswith("qwen") else "default"
+    pattern = patterns.from_gguf(_entry(metadata, "ggml.pre", str, path) or unsaid, path)
     tokens = _strings(_entry(metadata, "ggml.tokens", list, path), "tokens", path)
     merges = _strings(_entry(metadata, "ggml.merges", list, path), "merges", path)
     types = _entry(metadata, "ggml.token_type", list, path) or [NORMAL] * len(tokens)
@@ -180,7 +182,7 @@ def _build(
     id_of = {token: token_id for token, _, token_id in spelled if token is not None}
     pairs = _known_pairs(merges, {text: token for token, text, _ in spelled if token}, id_of, path)
     first = sorted(BYTES, key=lambda byte: id_of.get(byte, -1))
-    ranks = _ranks_as_listed(pairs, first, id_of) if whole_pieces else ranks_from_merges(pairs, first)
+    ranks = _ranks_as_listed(pairs, first, id_of) if whole_pieces else ranks_from_merges(pairs, first, path)
     unreachable = {token_id: token or text.encode() for token, text, token_id in spelled if token not in ranks}
     ids_of_ranks: tuple[int, ...] | None = None
     numbers = [id_of.get(token, -1) for token in ranks]

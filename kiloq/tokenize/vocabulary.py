@@ -13,15 +13,18 @@ from functools import cached_property
 from itertools import pairwise
 
 from kiloq.core.errors import FormatError
+from kiloq.core.files import shown
 from kiloq.tokenize.patterns import QWEN, SplitPattern
 
 MAX_ID = 1 << 22  # ours: a list with one entry per id is made; the largest vocabularies in use have 2^18
 BYTES = tuple(bytes([value]) for value in range(256))
 
-# Qwen-1's 208 control tokens in the order of their ids, which follow the last rank. Source: tokenization_qwen.py's
-# documented table (facts 3.4).
+# Qwen-1's 208 control tokens in the order of their ids, which follow the last rank. Source: the table in
+# the original's tokenization_note.md.
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 QWEN_CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, *(f"<|extra_{number}|>" for number in range(205)))
+
+QWEN_MAX_LENGTH = 32_768  # tokens; the longest context that the series advertises (Qwen's README, model table)
 
 # Control tokens that end a turn or a text in the models read here; llama.cpp keeps a similar list.
 END_NAMES = (END_OF_TEXT, IM_END, "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
@@ -120,7 +123,7 @@ def qwen(ranks: dict[bytes, int]) -> Vocabulary:
     """Qwen-1's vocabulary over `ranks`: 208 control tokens after the last rank, NFC, no BOS."""
     added = tuple(AddedToken(name, len(ranks) + at, normalized=True) for at, name in enumerate(QWEN_CONTROL_TOKENS))
     end = added[0].id
-    return Vocabulary(ranks, QWEN, added, nfc=True, eos_id=end, pad_id=end)
+    return Vocabulary(ranks, QWEN, added, nfc=True, eos_id=end, pad_id=end, max_length=QWEN_MAX_LENGTH)
 
 
 def merges_from_ranks(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -161,21 +164,28 @@ def bpe_parts(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[byte
     return parts
 
 
-def ranks_from_merges(merges: Iterable[tuple[bytes, bytes]], first: Sequence[bytes]) -> dict[bytes, int]:
+def ranks_from_merges(merges: Iterable[tuple[bytes, bytes]], first: Sequence[bytes], where: object) -> dict[bytes, int]:
     """Ranks for tiktoken under which it merges as the list says; `first` are the tokens of one byte.
 
     A listed pair can only ever merge if BPE of its bytes with the earlier merges ends in exactly that pair. Where it
     does, the token gets the merge's place as its rank, and any other pair with the same bytes can never come up; where
     it does not, the merge never happens in any text and the token is left out. Both hold because a trained list uses
-    a token only after the merge that makes it; pairs that do otherwise are left out as well.
+    a token only after the merge that makes it; FormatError, naming `where`, for one that does otherwise.
     """
     ranks = {token: rank for rank, token in enumerate(first)}
     halves: dict[bytes, tuple[bytes, bytes]] = {}
+    missing: set[bytes] = set()
     for rank, (left, right) in enumerate(merges, start=len(first)):
         token = left + right
-        if token not in ranks and left in ranks and right in ranks and _meets(left, right, rank, ranks, halves):
+        if token in ranks:
+            continue
+        if left not in ranks or right not in ranks:
+            missing |= {left, right} - ranks.keys()
+        elif _meets(left, right, rank, ranks, halves):
             ranks[token] = rank
             halves[token] = (left, right)
+    if early := missing & ranks.keys():
+        raise FormatError(f"{where}: a merge uses the token {shown(min(early))} before the merge that makes it")
     return ranks
 
 

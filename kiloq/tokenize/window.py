@@ -3,7 +3,7 @@
 Ours (`fit`): the oldest whole turns go first; the system message and everything from the last user message on always
 stay; if these alone are too long it is an error with both numbers, never a silent cut.
 
-The original's (`qwen1_context`, `qwen1_decode`; facts 2.9): from the newest turn back, a turn of the history stays
+The original's (`qwen1_context`, `qwen1_decode`): from the newest turn back, a turn of the history stays
 while system + kept + turn < max_window_size, the first that does not fit ends the walk, and the current query is not
 counted. Two mistakes of its decoding are not repeated: it lost the last token of an answer cut by length, and cut
 the prompt off by the length of its un-normalised text.
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from kiloq.tokenize.tokenizer import Special, Tokenizer
 
 ChatFormatName = Literal["chatml", "raw"]
-DEFAULT_WINDOW_TOKENS = 6144  # the original's max_window_size (facts 2.8)
-RAW_STOP = "Human:"  # stops the original's raw format, beside <|endoftext|> (facts 2.9)
+DEFAULT_WINDOW_TOKENS = 6144  # the original's max_window_size: generation_config.json of Qwen-7B-Chat
+RAW_STOP = "Human:"  # stops the original's raw format, beside <|endoftext|>
 
 
 def fit(

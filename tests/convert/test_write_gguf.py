@@ -6,6 +6,7 @@ further apart than 1e-3 on the whole way, which the seeds below give.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from convert.test_source import our_logits, their_logits
 from oracles.llama_cpp import greedy_ids
 from oracles.tiny_models import greedy, not_ascii, save, tiny
 
+from kiloq.convert.generation import GenerationDefaults, gguf_sampling
 from kiloq.convert.source import open_model
 from kiloq.convert.write import write_folder
 from kiloq.convert.write_gguf import write_gguf_file
@@ -145,3 +147,23 @@ def test_what_gguf_cannot_say_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="windows"):
         write_gguf_file(source, tmp_path / "out.gguf", "f32")
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"do_sample": False, "repetition_penalty": 1.1}, {"temperature": 0.0, "repetition_penalty": 1.1}),
+        ({"temperature": 0.5, "top_p": 0.75, "top_k": 20}, {"temperature": 0.5, "top_p": 0.75, "top_k": 20}),
+        ({}, {}),
+    ],
+)
+def test_sampling_defaults_travel_in_the_file(config: dict[str, Any], kept: dict[str, Any], tmp_path: Path) -> None:
+    """Under llama.cpp's own keys; greedy is temperature 0 there. GGUF numbers are float32."""
+    folder = save(tiny("qwen2"), tmp_path / "in", tokenizer=True)
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    write_gguf_file(open_model(folder), tmp_path / "out.gguf", "f32")
+    read = open_model(tmp_path / "out.gguf").generation
+    for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
+        want = kept.get(name)
+        assert getattr(read, name) == (want if want is None else pytest.approx(want, rel=1e-6))
+    assert gguf.Keys.General.SAMPLING_TEMP in gguf_sampling(GenerationDefaults(temperature=1.0))

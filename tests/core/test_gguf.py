@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -107,11 +106,9 @@ def test_we_read_the_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.default_model
-def test_a_real_file_equals_the_package_and_opens_quickly() -> None:
+def test_a_real_file_equals_the_package() -> None:
     path = smollm2_gguf()
-    start = time.monotonic()
     ours = GGUFFile(path)
-    assert time.monotonic() - start < 1.0
     reader = gguf.GGUFReader(path)
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type", "llama.block_count"):
         assert ours.metadata[key] == reader.fields[key].contents()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -56,14 +55,13 @@ REFUSED = {
 }
 
 
+@pytest.mark.timeout(20)  # a parser that starts over at every quote would take minutes
 @pytest.mark.parametrize("fault", REFUSED)
 def test_refused_in_one_sentence_and_at_once(fault: str) -> None:
-    start = time.monotonic()
     with pytest.raises(FormatError) as caught:
         parse(REFUSED[fault], "place.json")
     assert str(caught.value).startswith("place.json: ")
     assert str(caught.value).isprintable()
-    assert time.monotonic() - start < 5
 
 
 def test_brackets_in_strings_do_not_count() -> None:

@@ -31,6 +31,7 @@ def greedy_ids(path: Path, prompt: list[int], steps: int, banned: list[int]) -> 
         "prompt": prompt,
         "n_predict": steps,
         "temperature": 0.0,
+        "repeat_penalty": 1.0,
         "ignore_eos": True,
         "logprobs": 1,
         "n_probs": 1,

@@ -115,7 +115,7 @@ def test_the_printable_alphabet() -> None:
     assert from_printable("a b") is None and from_printable("中") is None and from_printable("\xa0") is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=14), st.text("abc", max_size=24))
 def test_ranks_merge_exactly_as_the_list(picks: list[tuple[int, int]], text: str) -> None:
     """Any list in which every merge uses tokens that are there already, dead merges and repeated products included."""
@@ -125,7 +125,11 @@ def test_ranks_merge_exactly_as_the_list(picks: list[tuple[int, int]], text: str
         if pair not in merges and len(pair[0] + pair[1]) <= 16:
             merges.append(pair)
             tokens.append(pair[0] + pair[1])
-    ranks = ranks_from_merges(merges, [bytes([value]) for value in range(256)])
+    try:
+        ranks = ranks_from_merges(merges, [bytes([value]) for value in range(256)], "the list")
+    except FormatError as error:
+        assert "before the merge that makes it" in str(error)
+        return
     token_of = {rank: token for token, rank in ranks.items()}
     for piece in {text.encode(), *tokens}:
         if piece:
@@ -255,6 +259,8 @@ def test_gguf_metadata(gguf: type[FakeGGUF]) -> None:
     assert ours.decode([258]) == "[PAD0]"
     gguf.changes = {"tokenizer.ggml.pre": "qwen2"}
     assert Tokenizer.load("x.gguf").vocabulary.nfc
+    gguf.changes = {"tokenizer.ggml.pre": None, "general.architecture": "qwen"}
+    assert Tokenizer.load("x.gguf").vocabulary.pattern is QWEN
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ variable `KILOQ_DEBUG` for everything below.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import click
 
 from kiloq import __version__
+from kiloq.core.display import neutralise
 from kiloq.core.errors import KiloqError
 
 
@@ -40,6 +42,11 @@ VERBS = {
 }
 
 EPILOG = """\b
+Start here:
+  kiloq get smollm2     fetch a small chat model, once
+  kiloq chat smollm2    talk with it
+
+\b
 Completion of verbs and options in the shell (put the line into its start-up file):
   bash  eval "$(_KILOQ_COMPLETE=bash_source kiloq)"
   zsh   eval "$(_KILOQ_COMPLETE=zsh_source kiloq)"
@@ -137,11 +144,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shell_complete(cli, {}, "kiloq", "_KILOQ_COMPLETE", instruction)
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv))
-        sys.stdout.flush()  # a closed pipe is noticed here, not in the interpreter's last breath
-        return code
     except BrokenPipeError:
+        code = 141
+    try:
+        sys.stdout.flush()  # a closed pipe or a full disk is noticed here, not in the interpreter's last breath
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error, BrokenPipeError):
+            return 141
+        return code or _report(f"kiloq: {_file_sentence(error)}", 1)
+    return code
 
 
 def _prepare_streams() -> None:
@@ -173,8 +185,7 @@ def _run(arguments: list[str]) -> int:
     except KiloqError as error:
         return _report(f"kiloq: {error}", error.exit_code)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return _report(f"kiloq: {place}{error.strerror or error}", 1)
+        return _report(f"kiloq: {_file_sentence(error)}", 1)
     except Exception as error:
         reason = " ".join(str(error).split())
         return _report(
@@ -184,10 +195,16 @@ def _run(arguments: list[str]) -> int:
         )
 
 
+def _file_sentence(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename is not None else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{place}{error.strerror or error}{': make room, or write to another place' if full else ''}"
+
+
 def _usage_sentence(error: click.ClickException) -> str:
     ctx = getattr(error, "ctx", None)
     path = ctx.command_path if ctx else "kiloq"
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split()).removesuffix(".")
     return f"{path}: {message} (see {path} --help)"
 
 
@@ -196,7 +213,9 @@ def _report(sentence: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    click.echo(sentence, err=True)
+    else:
+        sentence = sentence.replace("\n", "\\n")  # a file's name can have one
+    click.echo(neutralise(sentence), err=True)
     return code
 
 

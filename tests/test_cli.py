@@ -91,7 +91,9 @@ def test_unwritable_output_names_the_file(tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "x"}\n')
     done = run(["generate", "echo", "--batch", str(prompts), "--out", "/nowhere/out.jsonl"], tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "kiloq: /nowhere/out.jsonl.partial: No such file or directory\n"
+    assert done.stderr == (
+        "kiloq: /nowhere/out.jsonl: there is no folder /nowhere: make it first, or choose another place\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["generate", "echo", "long!", "--max-new-tokens", "600"], ["--help"]])

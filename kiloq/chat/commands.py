@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
 from kiloq.chat.messages import Texts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Full-width signs come from Chinese input methods.
 _COMMAND = re.compile(r"(?P<sign>[:/：／])(?P<word>[A-Za-z][A-Za-z0-9_-]*)?(?P<rest>\s.*)?", re.DOTALL)
 MAX_SEED = (1 << 64) - 1
+NARROW_COLUMNS = 80  # :help puts names and explanations on lines of their own below it
 
 
 @dataclass
@@ -104,7 +106,11 @@ def run_command(chat: Chat, call: Call) -> Outcome:
 def _help(chat: Chat, rest: str) -> Outcome:
     heads = [" ".join([*(":" + name for name in c.names), *([c.arguments] if c.arguments else [])]) for c in COMMANDS]
     width = max(map(len, heads))
-    lines = [f"{head:{width}}  {chat.texts.help[c.names[0]]}" for head, c in zip(heads, COMMANDS, strict=True)]
+    narrow = get_terminal_size().columns < NARROW_COLUMNS
+    lines = []
+    for head, command in zip(heads, COMMANDS, strict=True):
+        about = chat.texts.help[command.names[0]]
+        lines += [head, f"    {about}"] if narrow else [f"{head:{width}}  {about}"]
     return Outcome("\n".join([*lines, "", chat.texts.help_notes]))
 
 

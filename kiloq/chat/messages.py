@@ -84,9 +84,10 @@ ENGLISH = Texts(
     system_set="The system message is set.",
     tokens="{used} of {context} tokens are used by {turns} turn(s) and the system message; {free} are free.",
     help_notes=(
-        "Every command may start with ':' or '/'. A line of text that would be taken for a command is sent when the sign\n"
-        "is doubled: ::help sends ':help', //help sends '/help'. Paths such as /usr/bin and smileys such as :-) are text.\n"
-        "Alt-Enter, or a backslash at the end of the line, continues on the next line. Ctrl-C stops an answer."
+        "Every command may start with ':' or '/'. A line of text that would be taken for\n"
+        "a command is sent when the sign is doubled: ::help sends ':help'. Paths such as\n"
+        "/usr/bin and smileys such as :-) are text. Alt-Enter, or a backslash at the end\n"
+        "of the line, continues on the next line. Ctrl-C stops an answer."
     ),
     help={
         "help": "show this list",
@@ -95,12 +96,12 @@ ENGLISH = Texts(
         "clear-his": "forget the conversation",
         "history": "show the conversation",
         "seed": "show or set the seed",
-        "conf": 'show or change the settings, e.g. temperature=0.7 stop=["###"]',
+        "conf": "show or change settings: temperature=0.7 top_k=9",
         "reset-conf": "return to the settings of the start",
         "undo": "take back the last question and its answer",
         "save": "write the conversation to a file",
         "load": "continue a saved conversation",
-        "system": "show or set the system message; '-' returns to the model's own",
+        "system": "show or set it; '-' returns to the model's own",
         "tokens": "show how full the context is",
     },
 )
@@ -150,7 +151,7 @@ CHINESE = Texts(
         "clear-his": "清空对话历史",
         "history": "显示对话历史",
         "seed": "显示或设置随机种子",
-        "conf": '显示或修改设置，例如 temperature=0.7 stop=["###"]',
+        "conf": "显示或修改设置，例如 temperature=0.7 top_k=9",
         "reset-conf": "恢复启动时的设置",
         "undo": "撤回最后一问一答",
         "save": "把对话保存到文件",

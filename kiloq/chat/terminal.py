@@ -82,17 +82,22 @@ class Conversation:
             return True
         meaning = read_line(line)
         try:
-            if isinstance(meaning, Call):
-                return self._show(run_command(self.chat, meaning))
-            self.answer(meaning)
+            if not isinstance(meaning, Call):
+                self.answer(meaning)
+                return True
+            outcome = self._run_command(meaning)
         except KiloqError as error:
             self.failed |= not isinstance(meaning, Call)
             self.screen.problem(str(error))
-        except BrokenPipeError:
-            raise
+            return True
+        return self._show(outcome)
+
+    def _run_command(self, call: Call) -> Outcome:
+        """An OSError here is about the command's file; one of the screen or of stdout ends the chat."""
+        try:
+            return run_command(self.chat, call)
         except OSError as error:
-            self.screen.problem(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        return True
+            raise KiloqError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
 
     def answer(self, question: str) -> None:
         """Stream one answer and keep it; Ctrl-C ends it early and keeps what there is."""
@@ -110,6 +115,8 @@ class Conversation:
                 if not self._interactive:
                     raise
                 stream.cancel()
+                for piece in stream:  # what was ready when the key came: it is in the history, so it is shown
+                    self.screen.piece(piece)
         completion = stream.completion
         self.screen.say("")
         session.record(question, completion.text, interrupted=completion.finish_reason == "cancelled")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
-from kiloq.core.files import atomic_file
+from kiloq.core.files import atomic_file, shown
 from kiloq.core.manifest import atomic_folder, sha256_file, verify_manifest, write_manifest
 from kiloq.core.paths import cache_dir, models_dir
 
@@ -101,10 +101,14 @@ def resolve(name_or_path: str | Path) -> Path:
     """The model folder or file of a path or asset name. Raises MissingError naming the nearest asset."""
     text = str(name_or_path)
     asset = ASSETS.get(ALIASES.get(text, text))
-    path = Path(name_or_path)
-    if asset is None or path.exists():
-        if path.exists():
-            return path
+    path = Path(name_or_path).expanduser()
+    try:
+        here = path.exists()
+    except OSError as error:  # a name of 5,000 characters
+        raise UsageError(f"{shown(text)}: cannot be a path ({error.strerror}): check it") from None
+    if here:
+        return path
+    if asset is None:
         raise MissingError(unknown(text))
     if not asset.folder.exists():
         raise MissingError(f"{asset.name} is not on this machine yet: run `kiloq get {asset.name}`")
@@ -118,14 +122,14 @@ def unknown(name: str) -> str:
     known = [*ASSETS, *ALIASES]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]} (`kiloq get {ALIASES.get(near[0], near[0])}`)?" if near else "check the path"
-    return f"{name}: there is no such file or folder, and the named assets are {', '.join(ASSETS)}: {hint}"
+    return f"{shown(name)[1:-1]}: there is no such file or folder, and the named assets are {', '.join(ASSETS)}: {hint}"
 
 
 def get(name: str, *, verify: bool = False, say: Say | None = None, debug: bool = False) -> Path:
     """The folder of an asset, fetched and converted if it is not there or damaged. Needs no network otherwise."""
     asset = ASSETS.get(ALIASES.get(name, name))
     if asset is None:
-        raise UsageError(unknown(name))
+        raise UsageError(f"{shown(name)} is not the name of an asset: choose one of {', '.join(ASSETS)}")
     tell = say or (lambda what, done, total: None)
     if is_ready(asset, verify=verify):
         return asset.folder
@@ -214,6 +218,10 @@ def _arrived(stage: Path) -> int:
 
 def _download_error(asset: Asset, wanted: str, output: str, debug: bool) -> KiloqError:
     errors = [line for line in output.splitlines() if line.startswith("ERROR:")] or output.splitlines()[-1:]
+    if "No space left on device" in output:
+        return KiloqError(
+            f"{asset.name} could not be fetched: the disk of {cache_dir()} is full: make room, or set KILOQ_HOME"
+        )
     reason = re.sub(r"\s+", " ", errors[0].removeprefix("ERROR:"))[:160].strip() if errors else "no output"
     details = f"\n{output}" if debug else ""
     return MissingError(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
 
@@ -73,3 +75,9 @@ def rotary_size(fields: Fields, key: str, head_dim: int) -> int:
             f"{fields.path}: {shown(key)} is {share}: a share of the head above 0 and up to 1 was expected"
         )
     return int(head_dim * share)
+
+
+def shortest(value: float) -> float:
+    """GGUF stores float32: the shortest decimal that rounds to it (1e-05 rather than 9.99999974e-06)."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))

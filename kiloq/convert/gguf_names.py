@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from kiloq.convert.fields import Fields
+from kiloq.convert import rope
+from kiloq.convert.fields import Fields, shortest
 from kiloq.convert.layout import Entry
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
@@ -58,6 +57,8 @@ def read_config(file: GGUFFile) -> ModelConfig:
     _refuse(fields, arch, head_dim)
     names = set(file.names())
     length = fields.int(f"{arch}.context_length", 2048)
+    rotary_dim = fields.int(f"{arch}.rope.dimension_count", head_dim)
+    scaling = rope.read_gguf(file, arch, rotary_dim, length)
     return ModelConfig(
         vocab_size=_vocabulary_rows(file),
         hidden_size=hidden,
@@ -65,12 +66,13 @@ def read_config(file: GGUFFile) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=_one(fields, f"{arch}.attention.head_count_kv", heads),
         head_dim=head_dim,
-        rotary_dim=fields.int(f"{arch}.rope.dimension_count", head_dim),
+        rotary_dim=rotary_dim,
         ffn_size=width // 2 if arch == "qwen" else width,
-        rope_base=_shortest(fields.float(f"{arch}.rope.freq_base", 10000.0)),
-        norm_eps=_shortest(fields.float(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)),
+        rope_base=shortest(fields.float(f"{arch}.rope.freq_base", 10000.0)),
+        rope_scaling=scaling,
+        norm_eps=shortest(fields.float(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)),
         train_length=own.int("train_length", length),
-        max_length=own.int("max_length", length),
+        max_length=own.int("max_length", scaling.stretched(length) if scaling else length),
         tied_embeddings="output.weight" not in names,
         qkv_bias=any(f"blk.0.{name}.bias" in names for name in ("attn_q", "attn_qkv")),
         output_bias="blk.0.attn_output.bias" in names,
@@ -96,9 +98,6 @@ def _refuse(fields: Fields, arch: str, head_dim: int) -> None:
     """Everything that would change the numbers and is not implemented."""
     if fields.int(f"{arch}.expert_count", 0):
         raise FormatError(f"{fields.path}: is a mixture of experts: only dense models are read")
-    scaling = fields.text(f"{arch}.rope.scaling.type", "none")
-    if scaling != "none" and fields.float(f"{arch}.rope.scaling.factor", 1.0) != 1.0:
-        raise FormatError(f"{fields.path}: scales rotary positions ({shown(scaling)}), which kiloq does not compute")
     if fields.int(f"{arch}.attention.value_length", head_dim) != head_dim:
         raise FormatError(f"{fields.path}: has values of another size than keys, which kiloq does not compute")
     if f"{arch}.attention.sliding_window" in fields and fields.int(f"{arch}.attention.sliding_window"):
@@ -111,11 +110,6 @@ def _vocabulary_rows(file: GGUFFile) -> int:
     if "token_embd.weight" not in file.names():
         raise FormatError(f"{file.path}: lacks tensor 'token_embd.weight': it is not a whole model")
     return file.info("token_embd.weight")[1][0]
-
-
-def _shortest(value: float) -> float:
-    """GGUF stores float32: the shortest decimal that rounds to it (1e-05 rather than 9.99999974e-06)."""
-    return float(str(np.float32(value)))
 
 
 def stored_name(name: str) -> str:
@@ -149,16 +143,14 @@ def permuted_heads(name: str, config: ModelConfig, arch: str) -> int:
     return config.num_heads if ".q_proj." in name else config.num_kv_heads
 
 
-def check_rope_factors(file: GGUFFile) -> None:
-    """`rope_freqs.weight` holds per-frequency factors (LLaMA 3.1); only a table of ones changes nothing."""
-    if "rope_freqs.weight" in file.names() and not np.all(file.array("rope_freqs.weight") == 1.0):
-        raise FormatError(
-            f"{file.path}: tensor 'rope_freqs.weight' scales rotary positions, which kiloq does not compute"
-        )
-
-
 def arch_for(config: ModelConfig) -> str:
     """The llama.cpp architecture that computes a model. Raises FormatError where there is none."""
+    arch = _arch_for(config)
+    rope.check_gguf(config, arch)
+    return arch
+
+
+def _arch_for(config: ModelConfig) -> str:
     c = config
     if any(window is not None for window in c.windows):
         raise FormatError("GGUF export knows no attention windows: export this model with --to qwen2")
@@ -191,8 +183,10 @@ def write_metadata(config: ModelConfig, arch: str) -> Mapping[str, Any]:
         f"{arch}.rope.dimension_count": c.rotary_dim,
         f"{arch}.rope.freq_base": float(c.rope_base),
         f"{arch}.vocab_size": c.vocab_size,
+        **rope.gguf_keys(c.rope_scaling, arch),
     }
     own = {"dynamic_ntk": c.dynamic_ntk, "logn": c.logn, "train_length": c.train_length, "max_length": c.max_length}
-    if c.dynamic_ntk or c.logn or c.train_length != c.max_length:
+    reach = c.rope_scaling.stretched(c.max_length) if c.rope_scaling else c.max_length  # what a reader works out
+    if c.dynamic_ntk or c.logn or c.train_length != c.max_length or reach != c.max_length:
         values |= {f"kiloq.{key}": own[key] for key in OWN_KEYS}
     return values

@@ -1,7 +1,7 @@
 """Hugging Face's config.json of Qwen1.5/2/2.5, dense Qwen3, LLaMA and Mistral, both directions.
 
-Accepts `rope_theta` (transformers 4) and `rope_parameters` (transformers 5). Whatever would change the numbers and is
-not implemented (rope scaling, mixture of experts, other activations) is refused with a sentence, never ignored.
+Accepts `rope_theta` and `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5). Whatever would change
+the numbers and is not implemented (mixture of experts, other activations) is refused with a sentence, never ignored.
 What the layout has no key for (dynamic NTK, LogN, mixed windows) sits under one key of our own, "kiloq",
 which other programs ignore. Source: the configuration classes' documentation in transformers 5.
 """
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kiloq.convert import rope
 from kiloq.convert.fields import Fields, rotary_size
 from kiloq.convert.layout import Entry
+from kiloq.convert.rope import PARTIAL_ROPE
 from kiloq.core.dtypes import WEIGHT_DTYPES
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
@@ -19,9 +21,6 @@ from kiloq.model.config import MAX_LAYERS, ModelConfig
 from kiloq.model.shapes import tensor_shapes
 
 OWN_KEY = "kiloq"
-# Partial rotary positions under a name that nobody else knows: other programs refuse the folder, where they would
-# ignore a partial_rotary_factor and compute something else.
-PARTIAL_ROPE = "kiloq_partial"
 CLASSES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
@@ -50,6 +49,7 @@ def read_config(fields: Fields) -> ModelConfig:
         raise FormatError(f"{fields.path}: hidden_size {hidden} is not a multiple of {heads} heads: head_dim is needed")
     attention_bias = fields.bool("attention_bias", False) and family in ("llama", "qwen3")
     positions = fields.int("max_position_embeddings", max_length)
+    scaling = rope.read_config_json(fields, positions)
     own = fields.fields(OWN_KEY)
     return ModelConfig(
         vocab_size=fields.int("vocab_size"),
@@ -61,9 +61,10 @@ def read_config(fields: Fields) -> ModelConfig:
         rotary_dim=_rotary_dim(fields, head_dim or hidden // heads),
         ffn_size=fields.int("intermediate_size"),
         rope_base=_rope_base(fields, base),
+        rope_scaling=scaling,
         norm_eps=fields.float("rms_norm_eps", eps),
         train_length=own.int("train_length", positions),
-        max_length=own.int("max_length", positions),
+        max_length=own.int("max_length", scaling.stretched(positions) if scaling else positions),
         tied_embeddings=fields.bool("tie_word_embeddings", False),
         qkv_bias=attention_bias or family == "qwen2",
         output_bias=attention_bias,
@@ -94,29 +95,19 @@ def _family(fields: Fields) -> str:
     return family
 
 
-def _rope(fields: Fields) -> Fields:
-    """rope_parameters (transformers 5) or rope_scaling (4), checked to be plain rotary positions or our partial ones."""
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = fields.fields(key)
-        kind = rope.values.get("rope_type", rope.values.get("type"))
-        if kind not in ("default", PARTIAL_ROPE, None):
-            raise FormatError(
-                f"{fields.path}: {key} asks for rotary positions of type {shown(kind)}, which kiloq does not compute: "
-                "only unscaled rope is read"
-            )
-    return fields.fields("rope_parameters")
-
-
 def _rope_base(fields: Fields, default: float) -> Any:
-    return _rope(fields).float("rope_theta", fields.float("rope_theta", default))
+    for holder in (*rope.holders(fields), fields):
+        if "rope_theta" in holder:
+            return holder.float("rope_theta")
+    return default
 
 
 def _rotary_dim(fields: Fields, head_dim: int) -> int:
     """All of the head, unless the file is ours: transformers' classes ignore a partial_rotary_factor."""
-    rope = _rope(fields)
-    if rope.values.get("rope_type") == PARTIAL_ROPE:
-        return rotary_size(rope, "partial_rotary_factor", head_dim)
-    for holder in (rope, fields):
+    holders = rope.holders(fields)
+    if holders and holders[0].values.get("rope_type") == PARTIAL_ROPE:
+        return rotary_size(holders[0], "partial_rotary_factor", head_dim)
+    for holder in (*holders, fields):
         holder.require("partial_rotary_factor", 1.0, 1.0, "this class of model rotates whole heads")
     return head_dim
 
@@ -153,7 +144,7 @@ def entries(config: ModelConfig) -> dict[str, Entry]:
 
 def expressible(config: ModelConfig, layout: str) -> ModelConfig:
     """The shape that a model takes in layout "qwen2" (QKV bias always, zeros where it had none) or "native"."""
-    c = config
+    c = rope.as_formula(config)
     if c.qk_norm and (c.mlp_bias or c.qkv_bias != c.output_bias):
         raise FormatError(
             "query/key norm with these biases has no class in transformers: only Qwen3's all-or-none attention bias"
@@ -181,7 +172,9 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json of an expressible model; `dtype` is the short name (fp32, bf16, fp16)."""
     c, name = config, class_of(config)
     # Others compute no NTK or LogN, so beyond the trained length they would be wrong: tell them the trained length.
-    positions = c.train_length if c.dynamic_ntk or c.logn else c.max_length
+    # The length that linear scaling and YaRN reach is by convention left to the reader to work out.
+    worked_out = c.rope_scaling is not None and c.rope_scaling.stretched(c.train_length) == c.max_length
+    positions = c.train_length if c.dynamic_ntk or c.logn or worked_out else c.max_length
     values: dict[str, Any] = {
         "architectures": [name],
         "model_type": CLASSES[name],
@@ -210,6 +203,8 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         share = {"rope_type": PARTIAL_ROPE, "partial_rotary_factor": c.rotary_dim / c.head_dim}
         values["rope_parameters"] = {**share, "rope_theta": c.rope_base}
         values["rope_scaling"] = {**share, "type": PARTIAL_ROPE}
+    if c.rope_scaling is not None:
+        values["rope_scaling"] = rope.config_json(c.rope_scaling)
     values |= _window_keys(c, name)
     own = _own_keys(c, positions, name)
     return {**values, OWN_KEY: own} if own else values
@@ -235,7 +230,7 @@ def _own_keys(config: ModelConfig, positions: int, name: str) -> dict[str, Any]:
         own |= {"dynamic_ntk": c.dynamic_ntk, "logn": c.logn}
     if c.train_length != positions:
         own["train_length"] = c.train_length
-    if c.max_length != positions:
+    if c.max_length != (c.rope_scaling.stretched(positions) if c.rope_scaling else positions):
         own["max_length"] = c.max_length
     if any(window is not None for window in c.windows) and "sliding_window" not in _window_keys(c, name):
         own["windows"] = list(c.windows)

@@ -100,6 +100,10 @@ def expressible(config: ModelConfig) -> ModelConfig:
             f"the Qwen-1 layout needs heads x head size = hidden size, and {c.num_heads} x {c.head_dim} is not "
             f"{c.hidden_size}: export this model with --to qwen2"
         )
+    if c.rope_scaling is not None:
+        raise FormatError(
+            f"the Qwen-1 layout has no {c.rope_scaling.kind} rope scaling: export this model with --to qwen2"
+        )
     if any(window is not None for window in c.windows):
         raise FormatError("the Qwen-1 layout has no attention windows: export this model with --to qwen2")
     biased = c.output_bias or c.mlp_bias

@@ -18,6 +18,7 @@ from kiloq.core.gguf import GGUFFile
 from kiloq.core.manifest import NAME as MANIFEST
 from kiloq.core.manifest import read_manifest
 from kiloq.core.safetensors import SafetensorsFile
+from kiloq.model.config import ModelConfig
 
 TEXT_LIMIT = 600  # characters of a template or other text that a person is shown
 LIST_LIMIT = 12
@@ -60,9 +61,7 @@ def _model(source: ModelSource) -> dict[str, Any]:
         "stored_types": source.stored_types(),
         "train_length": c.train_length,
         "max_length": c.max_length,
-        "extensions": [
-            name for name, on in (("dynamic NTK", c.dynamic_ntk), ("LogN", c.logn), ("windows", any(c.windows))) if on
-        ],
+        "extensions": [name for name, on in _extensions(c).items() if on],
         "licence": licence_of(source),
         "config": asdict(c),
         "generation": asdict(source.generation),
@@ -72,6 +71,18 @@ def _model(source: ModelSource) -> dict[str, Any]:
     if source.path.is_dir() and (source.path / MANIFEST).exists():
         record["manifest"] = {key: value for key, value in _manifest(source.path).items() if key != "files"}
     return record
+
+
+def _extensions(config: ModelConfig) -> dict[str, bool]:
+    """What the model does beyond plain attention over rotary positions, and whether it does it."""
+    c = config
+    kind = c.rope_scaling.kind if c.rope_scaling else ""
+    return {
+        "dynamic NTK": c.dynamic_ntk,
+        "LogN": c.logn,
+        "windows": any(c.windows),
+        f"{kind} rope scaling": c.rope_scaling is not None,
+    }
 
 
 def _tokenizer_of(source: ModelSource) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kiloq.convert import generation, gguf_names, hf, qwen1
+from kiloq.convert import generation, gguf_names, hf, qwen1, rope
 from kiloq.convert.fields import Fields
 from kiloq.convert.folder import FolderTensors, inside
 from kiloq.convert.generation import GenerationDefaults
@@ -145,9 +145,8 @@ def _open_gguf(path: Path) -> ModelSource:
         config = gguf_names.read_config(file)
     except FormatError as error:
         raise _named(error, path) from None
-    gguf_names.check_rope_factors(file)
     entries = gguf_names.entries(config, file.metadata["general.architecture"])
-    _check(file, entries, spare={"rope_freqs.weight"})
+    _check(file, entries, spare={rope.FREQS})
     main = file.info("blk.0.ffn_down.weight")[0]
     return ModelSource(
         path=path,
@@ -156,12 +155,18 @@ def _open_gguf(path: Path) -> ModelSource:
         dtype=WEIGHT_NAMES.get(main, "fp32"),
         quantised=main not in WEIGHT_NAMES,
         generation=generation.read_gguf(file),
-        tokenizer_path=path if "tokenizer.ggml.tokens" in file.metadata else None,
+        tokenizer_path=path if _has_tokenizer(file) else None,
         warnings=[],
         metadata=dict(file.metadata),
         _tensors=file,
         _entries=entries,
     )
+
+
+def _has_tokenizer(file: GGUFFile) -> bool:
+    """Whether there is a vocabulary to read; llama.cpp writes "none" or "no_vocab" where a file comes without."""
+    kind = file.metadata.get("tokenizer.ggml.model")
+    return "tokenizer.ggml.tokens" in file.metadata and kind not in ("none", "no_vocab")
 
 
 def _check(tensors: FolderTensors | GGUFFile, entries: dict[str, Entry], spare: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Standard door out for llama.cpp: one GGUF file with the network and its byte-BPE tokenizer.
+"""Standard door out for llama.cpp: one GGUF file with the network and its tokenizer.
 
 The architecture is the smallest that computes the model exactly: query/key norm -> qwen3, QKV bias -> qwen2, else
 llama (with Q and K rows in the order that llama.cpp rotates). Norms and biases are float32 as llama.cpp's own
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kiloq.convert import gguf_names
+from kiloq.convert import gguf_names, rope
 from kiloq.convert.card import licence_of
 from kiloq.convert.generation import gguf_sampling
+from kiloq.convert.gguf_pieces import piece_metadata, piece_notes
 from kiloq.convert.layout import llama_rows
 from kiloq.convert.reshape import Reshaped
 from kiloq.convert.source import ModelSource
@@ -27,6 +28,8 @@ from kiloq.core.errors import FormatError, UsageError
 from kiloq.core.gguf_write import GGUFTensor, write_gguf
 from kiloq.tokenize.export import chat_template
 from kiloq.tokenize.foreign import to_printable
+from kiloq.tokenize.sentencepiece import PieceVocabulary
+from kiloq.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from kiloq.tokenize.tokenizer import Tokenizer
@@ -60,11 +63,15 @@ def write_gguf_file(
         notes.append("the source has no tokenizer, so the file has none: llama.cpp will not load it")
     else:
         metadata |= tokenizer_metadata(tokenizer, source)
+        notes += piece_notes(tokenizer.export_vocabulary())
     tensors = Reshaped(source, config)
     names = tensors.names()
     listed = [_tensor(tensors, name, arch, dtype) for name in names]
+    divisors = rope.gguf_table(config)
+    if divisors is not None:
+        listed.append(GGUFTensor(rope.FREQS, "F32", divisors.shape, lambda: divisors))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(out, metadata, [_watched(tensor, progress, at, len(names)) for at, tensor in enumerate(listed)])
+    write_gguf(out, metadata, [_watched(tensor, progress, at, len(listed)) for at, tensor in enumerate(listed)])
     if config.dynamic_ntk or config.logn:
         notes.append(
             f"dynamic NTK and LogN cannot be expressed in GGUF: llama.cpp gives equal logits up to "
@@ -110,27 +117,19 @@ def _watched(tensor: GGUFTensor, progress: Progress | None, done: int, total: in
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, source: ModelSource) -> dict[str, Any]:
-    """tokenizer.ggml.* of a byte-level BPE vocabulary, padded to the rows of the embedding."""
+    """tokenizer.ggml.* of a vocabulary, padded to the rows of the embedding."""
     vocabulary, rows = tokenizer.export_vocabulary(), source.config.vocab_size
     if vocabulary.size > rows:
         raise FormatError(
             f"{source.tokenizer_path}: has {vocabulary.size} tokens for an embedding of {rows} rows: "
             "it is the tokenizer of another model"
         )
-    texts = [to_printable(token) if token else f"[PAD{at}]" for at, token in enumerate(vocabulary.tokens)]
-    texts += [f"[PAD{at}]" for at in range(vocabulary.size, rows)]
-    types = np.full(rows, NORMAL, np.int32)
-    types[[at for at, token in enumerate(vocabulary.tokens) if not token] + list(range(vocabulary.size, rows))] = UNUSED
-    for token in vocabulary.added:
-        texts[token.id], types[token.id] = token.text, CONTROL if token.special else USER_DEFINED
-    values: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": vocabulary.pre,
-        "tokenizer.ggml.tokens": texts,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [f"{to_printable(left)} {to_printable(right)}" for left, right in vocabulary.merges],
-        "tokenizer.ggml.add_bos_token": vocabulary.add_bos,
-    }
+    if isinstance(vocabulary, PieceVocabulary):
+        values = piece_metadata(vocabulary, rows)
+    else:
+        assert isinstance(vocabulary, Vocabulary), "there are two kinds of vocabulary"
+        values = _byte_metadata(vocabulary, rows)
+    values["tokenizer.ggml.add_bos_token"] = vocabulary.add_bos
     ends = end_ids(source.generation, tokenizer) or vocabulary.eos_ids
     ids = {
         "eos": next(iter(ends), None),
@@ -140,3 +139,20 @@ def tokenizer_metadata(tokenizer: Tokenizer, source: ModelSource) -> dict[str, A
     }
     values |= {f"tokenizer.ggml.{role}_token_id": token for role, token in ids.items() if token is not None}
     return values | ({"tokenizer.chat_template": template} if (template := chat_template(vocabulary)) else {})
+
+
+def _byte_metadata(vocabulary: Vocabulary, rows: int) -> dict[str, Any]:
+    """tokenizer.ggml.* of byte-level BPE, without roles."""
+    texts = [to_printable(token) if token else f"[PAD{at}]" for at, token in enumerate(vocabulary.tokens)]
+    texts += [f"[PAD{at}]" for at in range(vocabulary.size, rows)]
+    types = np.full(rows, NORMAL, np.int32)
+    types[[at for at, token in enumerate(vocabulary.tokens) if not token] + list(range(vocabulary.size, rows))] = UNUSED
+    for token in vocabulary.added:
+        texts[token.id], types[token.id] = token.text, CONTROL if token.special else USER_DEFINED
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": vocabulary.pre,
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [f"{to_printable(left)} {to_printable(right)}" for left, right in vocabulary.merges],
+    }

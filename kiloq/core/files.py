@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from kiloq.core.errors import FormatError, MissingError
+from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -66,9 +66,24 @@ def map_file(path: Path, least: int) -> mmap.mmap:
         raise FormatError(f"{path}: cannot be mapped ({error}): check its permissions") from None
 
 
+def check_target(path: Path) -> None:
+    """Raises UsageError or MissingError where no regular file can be put under `path` by a rename.
+
+    A rename would replace a device such as /dev/null, and a pipe, for everybody.
+    """
+    if not path.name:
+        raise UsageError(f"{shown(path)} is not the name of a file: give one, such as out.json")
+    if not path.parent.is_dir():
+        raise MissingError(f"{path}: there is no folder {path.parent}: make it first, or choose another place")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is a folder or a device: give the name of a file")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under `path` complete and on disk, or not at all."""
+    """A file that appears under `path` complete and on disk, or not at all. A link stays; its target is replaced."""
+    check_target(path)
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -76,6 +91,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise  # about another file
+        raise KiloqError(
+            f"{path}: cannot be written ({error.strerror or error}): make room, or choose another place"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

@@ -36,7 +36,8 @@ def parse_object(data: bytes, where: Path | str) -> dict[str, Any]:
     """`data` as a JSON object; `where` names its source in errors."""
     value = parse(data, where)
     if not isinstance(value, dict):
-        raise FormatError(f"{where}: holds a JSON {type(value).__name__}: an object in braces was expected")
+        kind = "null" if value is None else f"a JSON {type(value).__name__}"
+        raise FormatError(f"{where}: holds {kind}: an object in braces was expected")
     return value
 
 

@@ -8,7 +8,7 @@ record with its `error`, and the exit code is 1 at the end. A batch's `--out FIL
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -17,6 +17,8 @@ import click
 
 from kiloq.core.display import can_draw, is_terminal, neutralise
 from kiloq.core.errors import KiloqError, UsageError
+from kiloq.core.files import check_target
+from kiloq.generate.arguments import Message, checked_messages
 from kiloq.generate.options import (
     given,
     model_options,
@@ -160,8 +162,9 @@ def _batch_input(name: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such file: --batch takes a file of JSON lines, or - for stdin")
+    if not path.exists() or path.is_dir():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise UsageError(f"{path}: {what}: --batch takes a file of JSON lines, or - for stdin")
     with path.open("rb") as lines:
         yield lines
 
@@ -174,10 +177,23 @@ def _batch_output(out: str | None, batch: str) -> Iterator[TextIO]:
     target = Path(out)
     if batch != "-" and target.exists() and target.samefile(batch):
         raise UsageError(f"{target}: --out would overwrite the prompts of --batch: choose another name")
+    if target.exists() and not target.is_file() and not target.is_dir():  # a pipe or device is written to as it is
+        with target.open("w", encoding="utf-8") as sink:
+            yield sink
+        return
+    check_target(target)
+    target = target.resolve()  # a link such as /dev/stdout stays one
     partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8") as sink:
-        yield sink
-    partial.replace(target)
+    try:
+        with partial.open("w", encoding="utf-8") as sink:
+            yield sink
+        partial.replace(target)
+    except BaseException:
+        if partial.exists() and partial.stat().st_size:
+            click.echo(f"kiloq: stopped early: the answers so far are in {partial}", err=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _run_batch(model: Model, lines: BinaryIO, sink: TextIO, start: dict[str, Any], sampling: dict[str, Any]) -> int:
@@ -232,11 +248,10 @@ def _answer_line(model: Model, request: dict[str, Any], sampling: dict[str, Any]
     return answer if isinstance(answer, list) else [answer]
 
 
-def _line_messages(messages: object, system: object) -> list[dict[str, Any]]:
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise UsageError('\'messages\' must be a list of objects such as {"role": "user", "content": "Hello"}')
-    if system is None or messages[0].get("role") == "system":
-        return messages
+def _line_messages(messages: object, system: object) -> Sequence[Message]:
+    checked = checked_messages(messages)
+    if system is None or checked[0].get("role") == "system":
+        return checked
     if not isinstance(system, str):
         raise UsageError("'system' must be a text")
-    return [{"role": "system", "content": system}, *messages]
+    return [{"role": "system", "content": system}, *checked]

@@ -8,13 +8,19 @@ complete UTF-8 and free of stop strings; (6) a finished answer frees its sequenc
 Dynamic NTK belongs to the request: before a token is fed, the alpha of the length it makes is compared with the one
 its cache was built with; when it differs the cache is forgotten and the whole sequence run again, so that every
 logit equals the one of an uncached pass at that length. `ntk="frozen"` keeps the prompt's alpha, as the original did.
+
+Threads may share an engine: whoever waits for an answer drives the steps of all of them, one thread at a time.
+Whatever ends a step early, Ctrl-C included, leaves the engine usable: caches that may be half written are built again
+from their ids, and what goes wrong with one answer is told to the one who waits for it and touches no other.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,13 +36,14 @@ from kiloq.generate.stop import StopMatcher
 from kiloq.model.ntk import ntk_alpha
 
 PREFILL_CHUNK = 512  # ours: long enough for full matrix speed, short enough to stop within a moment
+GLANCE_S = 0.02  # how often a thread that waits for another's step looks for what has come for it
 
 
 class Decoder(Protocol):
     """Turns ids into text pieces that are complete UTF-8."""
 
     def push(self, token: int) -> str:
-        """Text that became complete with this token."""
+        """Text that became complete with this token; UsageError, and no change, when it has no text."""
 
     def flush(self) -> str:
         """What is left at the end."""
@@ -49,10 +56,10 @@ class Vocabulary(Protocol):
         """A fresh decoder."""
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for."""
+        """The bytes that a token stands for; UsageError when it has no text."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """A prompt with its parameters; the answers appear in `answers`, one for each of n."""
 
@@ -61,6 +68,7 @@ class Request:
     seed: int
     submitted_s: float
     answers: list[Answer] = field(default_factory=list)
+    error: Exception | None = None  # what ended it, when it could not be answered
 
     @property
     def done(self) -> bool:
@@ -68,7 +76,7 @@ class Request:
         return all(answer.completion is not None for answer in self.answers)
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """One of the n answers of a request, while it is being made and after."""
 
@@ -102,13 +110,14 @@ class Answer:
 
 
 class Engine:
-    """Runs requests on one backend. Not thread-safe: one thread calls it."""
+    """Runs requests on one backend; threads may share it."""
 
     def __init__(self, backend: Backend, vocabulary: Vocabulary | None, eos_ids: tuple[int, ...]) -> None:
         self.backend = backend
         self._vocabulary = vocabulary
         self._eos_ids = frozenset(eos_ids)
         self._running: list[Answer] = []
+        self._lock = threading.RLock()  # held by the thread that makes a step
 
     def submit(self, prompt: list[int], params: SamplingParams) -> Request:
         """Queues a request; raises ContextError or UsageError when it cannot be run."""
@@ -121,31 +130,90 @@ class Engine:
         for answer in request.answers:
             answer.decoder = self._vocabulary.stream(skip_special=True) if self._vocabulary else None
             answer.stops = StopMatcher(params.stop)
-            answer.random = np.random.Generator(np.random.Philox(key=[seed, answer.index]))
+            key = np.array([seed, answer.index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
+            answer.random = np.random.Generator(np.random.Philox(key=key))
         self._running.append(first)
         return request
 
     def cancel(self, request: Request) -> None:
-        """Ends a request's answers at the next step, with what they have."""
+        """Ends a request's answers at the next step, with what they have. Safe at any moment, in any thread."""
         for answer in request.answers:
             answer.cancelled = True
 
+    def end_cancelled(self) -> None:
+        """Ends the cancelled answers now, without a step."""
+        with self._lock:
+            for answer in [a for a in self._running if a.cancelled]:
+                self._cancel(answer)
+
+    def advance(self, request: Request) -> None:
+        """Brings a request that is not done further: one step, or a moment's wait while another thread makes one.
+
+        Raises the error that ended the request.
+        """
+        if self._lock.acquire(timeout=GLANCE_S):
+            try:
+                if not request.done:
+                    self.step()
+            finally:
+                self._lock.release()
+        if request.error is not None:
+            raise request.error
+
+    def finish(self, request: Request) -> None:
+        """Runs a request to its end. Leaving early, by an error or Ctrl-C, ends it too. Raises what ended it."""
+        try:
+            while not request.done:
+                self.advance(request)
+        finally:
+            if not request.done:
+                self.cancel(request)
+                self.end_cancelled()
+        if request.error is not None:
+            raise request.error
+
     def step(self) -> bool:
         """Feeds every live answer once; False when there is nothing left to do."""
-        for answer in [a for a in self._running if a.cancelled]:
-            self._cancel(answer)
-        if not self._running:
-            return False
-        live = list(self._running)
-        rows = [self._next_row(answer) for answer in live]
-        for answer, row, logits in zip(live, rows, self.backend.step(rows), strict=True):
-            answer.fed += len(row.ids)
-            if logits is not None:
-                self._continue(answer, logits)
-        return True
+        with self._lock:
+            self.end_cancelled()
+            live = list(self._running)
+            if live:
+                self._feed(live)
+            return bool(live)
+
+    def _feed(self, live: list[Answer]) -> None:
+        behind = deque(live)  # their caches may be ahead of what they know
+        try:
+            rows = [self._next_row(answer) for answer in live]
+            for row, logits in zip(rows, self.backend.step(rows), strict=True):
+                answer = behind.popleft()
+                answer.fed += len(row.ids)
+                if logits is not None and answer.completion is None:
+                    self._continue_or_fail(answer, logits)
+        except BaseException:
+            for answer in behind:
+                answer.sequence, answer.fed = self.backend.open(), 0
+            raise
+
+    def _continue_or_fail(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+        try:
+            self._continue(answer, logits)
+        except BaseException as error:
+            self.cancel(answer.request)
+            if not isinstance(error, Exception):
+                raise
+            answer.request.error = error
+            self.end_cancelled()
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raises UsageError for an id that is not a row of the embedding."""
+        vocabulary = self.backend.config.vocab_size
+        for token in ids:
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"token id {token} is outside the model's vocabulary of {vocabulary}")
 
     def _check(self, prompt: list[int], params: SamplingParams) -> None:
-        limit, vocabulary = self.backend.config.max_length, self.backend.config.vocab_size
+        limit = self.backend.config.max_length
         if not prompt:
             raise UsageError("the prompt is empty: give at least one token")
         if len(prompt) >= limit:
@@ -153,9 +221,7 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens and the model's context is {limit}: "
                 "shorten the prompt so that there is room for an answer"
             )
-        for token in (*prompt, *params.stop_ids, *params.logit_bias):
-            if not 0 <= token < vocabulary:
-                raise UsageError(f"token id {token} is outside the model's vocabulary of {vocabulary}")
+        self.check_ids((*prompt, *params.stop_ids, *params.logit_bias))
         if params.stop and self._vocabulary is None:
             raise UsageError("stop strings need a tokenizer, and this model has none: use stop_ids")
 
@@ -204,7 +270,7 @@ class Engine:
         assert stops is not None
         ended = token in params.stop_ids or (token in self._eos_ids and not params.ignore_eos)
         if not ended and answer.decoder is not None:
-            self._show(answer, stops.push(answer.decoder.push(token)))
+            self._show(answer, stops.push(self._text(answer.decoder, token)))
         if ended or stops.stopped:
             self._finish(answer, "stop")
         elif len(answer.ids) >= params.max_new_tokens or answer.length() >= self.backend.config.max_length:
@@ -243,7 +309,7 @@ class Engine:
     def _cancel(self, answer: Answer) -> None:
         self._finish(answer, "cancelled")
         for twin in answer.request.answers:  # those that wait for this one's prompt will never start
-            if twin.completion is None and twin.sequence is None:
+            if twin.completion is None and twin not in self._running:
                 self._finish(twin, "cancelled")
 
     def _logprob(self, logits: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
@@ -254,5 +320,14 @@ class Engine:
         )
         return TokenLogprob(token, self._bytes(token), float(logprobs_V[token]), top)
 
+    def _text(self, decoder: Decoder, token: int) -> str:
+        try:
+            return decoder.push(token)
+        except UsageError:  # a row that only pads the embedding: random weights choose such
+            return ""
+
     def _bytes(self, token: int) -> bytes:
-        return self._vocabulary.token_bytes(token) if self._vocabulary else b""
+        try:
+            return self._vocabulary.token_bytes(token) if self._vocabulary else b""
+        except UsageError:
+            return b""

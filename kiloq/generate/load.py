@@ -54,6 +54,8 @@ def load(
     say = progress or (lambda line: None)
     _check_choice("weights", weights, WEIGHTS)
     _check_choice("kv", kv, WEIGHTS)
+    if not isinstance(name_or_path, (str, Path)) or not str(name_or_path):
+        raise UsageError(f"the model is {name_or_path!r:.60}: give a name such as smollm2, a folder or a .gguf file")
     path = resolve(name_or_path)
     say("reading the files")
     source = open_model(path)
@@ -75,7 +77,7 @@ def load(
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UsageError(f"{option} is {value!r}: it must be one of {', '.join(choices)}")
+        raise UsageError(f"{option} is {value!r:.60}: it must be one of {', '.join(choices)}")
 
 
 def _torch_backend(
@@ -129,9 +131,9 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(name)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"device {name!r} is not usable here: try cpu, or see `kiloq doctor`") from None
+        torch.zeros(1, device=place).item()  # "meta" has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+        raise UsageError(f"device {name!r:.60} is not usable here: try cpu, or see `kiloq doctor`") from None
     return place
 
 

@@ -5,18 +5,21 @@
     model.chat([{"role": "user", "content": "Hello!"}])          -> Completion
     model.logits([1, 2, 3])                                      -> float32 [T, V]
 
-Keyword arguments are the fields of SamplingParams, over the defaults of the model's generation_config.json.
+Keyword arguments are the fields of SamplingParams, over the defaults of the model's generation_config.json. Threads
+may share a model; a process made by fork may not (PyTorch's threads stay behind).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kiloq.core.errors import UsageError
+from kiloq.generate.arguments import Message, checked_messages, checked_tools, token_ids
 from kiloq.generate.backend import Backend
 from kiloq.generate.engine import Engine, Request
 from kiloq.generate.params import SamplingParams
@@ -24,29 +27,29 @@ from kiloq.generate.records import Completion
 from kiloq.model.config import ModelConfig
 from kiloq.tokenize.tokenizer import Tokenizer
 
-Messages = Sequence[Mapping[str, Any]]
-
 
 class Stream:
     """An answer in the making: iterate for pieces of text, then read `completion`.
 
-    Leaving the loop early, `cancel` or the end of a `with` block stop the answer; `completion` then has the text so
-    far and finish_reason "cancelled".
+    Leaving the loop early, `cancel`, the end of a `with` block and dropping the stream stop the answer; `completion`
+    then has the text so far and finish_reason "cancelled". Several streams may be read in turns.
     """
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self._engine = engine
         self._request = request
+        weakref.finalize(self, engine.cancel, request).atexit = False  # nobody can read it any more
 
     def __iter__(self) -> Iterator[str]:
         answer = self._request.answers[0]
         try:
             while True:
+                ended = answer.completion is not None  # asked first: what another thread adds now is not lost
                 while answer.pieces:
                     yield answer.pieces.popleft()
-                if answer.completion is not None:
+                if ended and self._request.error is None:
                     return
-                self._engine.step()
+                self._engine.advance(self._request)
         finally:
             self.cancel()
 
@@ -54,13 +57,12 @@ class Stream:
         """Stops the answer; does nothing when it is complete."""
         if not self._request.done:
             self._engine.cancel(self._request)
-            self._engine.step()
+            self._engine.end_cancelled()
 
     @property
     def completion(self) -> Completion:
-        """The finished answer; runs it to its end if it is not."""
-        while not self._request.done:
-            self._engine.step()
+        """The finished answer; runs it to its end if it is not. Raises what ended it when it failed."""
+        self._engine.finish(self._request)
         finished = self._request.answers[0].completion
         assert finished is not None
         return finished
@@ -73,7 +75,7 @@ class Stream:
 
 
 class Model:
-    """A loaded model with its tokenizer. Calls must come from one thread."""
+    """A loaded model with its tokenizer; threads may share it."""
 
     def __init__(
         self,
@@ -119,44 +121,50 @@ class Model:
         """Precision of the weights: fp32, bf16 or fp16."""
         return self._backend.dtype
 
-    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Completion | list[Completion]:
+    def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Completion | list[Completion]:
         """Continues a raw prompt (text without control tokens, or ids); a list when n > 1."""
         return self._run(self._ids(prompt), sampling)
 
-    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Stream:
+    def stream(self, prompt: str | Iterable[int], **sampling: Any) -> Stream:
         """Like `generate`, piece by piece."""
         return self._stream(self._ids(prompt), sampling)
 
     def chat(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
     ) -> Completion | list[Completion]:
         """Answers a conversation of OpenAI message dicts; `.message` of the result continues it."""
-        return self._run(self.tokenizer.chat(messages, tools=tools), sampling)
+        return self._run(self._chat_ids(messages, tools), sampling)
 
     def stream_chat(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None, **sampling: Any
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
     ) -> Stream:
         """Like `chat`, piece by piece."""
-        return self._stream(self.tokenizer.chat(messages, tools=tools), sampling)
+        return self._stream(self._chat_ids(messages, tools), sampling)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every position in one uncached pass: the reference semantics of all other calls."""
-        return self._backend.logits(list(ids))
+        checked = token_ids(ids, name="ids")
+        if not checked:
+            raise UsageError("ids is empty: give at least one token id")
+        self.engine.check_ids(checked)
+        return self._backend.logits(checked)
 
     def params(self, **sampling: Any) -> SamplingParams:
         """The model's defaults with some fields changed; checked."""
         return self.defaults.override(**sampling)
 
-    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def _ids(self, prompt: str | Iterable[int]) -> list[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
+            return token_ids(prompt)
         start = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []
         return [*start, *self.tokenizer.encode(prompt)]
 
+    def _chat_ids(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
+        return self.tokenizer.chat(checked_messages(messages), tools=checked_tools(tools))
+
     def _run(self, ids: list[int], sampling: dict[str, Any]) -> Completion | list[Completion]:
         request = self.engine.submit(ids, self.params(**sampling))
-        while not request.done:
-            self.engine.step()
+        self.engine.finish(request)
         completions = [answer.completion for answer in request.answers if answer.completion is not None]
         return completions if request.params.n > 1 else completions[0]
 

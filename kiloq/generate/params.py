@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from kiloq.core.errors import UsageError
@@ -17,6 +18,24 @@ from kiloq.core.errors import UsageError
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
+
+_NUMBERS = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+}
+_WHOLE = {
+    "top_k": (0, 1 << 31),
+    "max_new_tokens": (1, 1 << 31),
+    "min_new_tokens": (0, 1 << 31),
+    "n": (1, MAX_CHOICES),
+    "seed": (0, (1 << 64) - 1),
+    "logprobs": (0, MAX_TOP_LOGPROBS),
+}
+_OPTIONAL = ("seed", "logprobs")  # None is a value of theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +68,24 @@ class SamplingParams:
         fill(self, "stop", (stop,) if isinstance(stop, str) else _several("stop", stop))
         fill(self, "stop_ids", _several("stop_ids", self.stop_ids))
         fill(self, "logit_bias", _mapping("logit_bias", self.logit_bias))
-        _number("temperature", self.temperature, 0, 100)
-        _number("top_p", self.top_p, 0, 1)
-        _number("min_p", self.min_p, 0, 1)
-        _number("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _number("presence_penalty", self.presence_penalty, -100, 100)
-        _number("frequency_penalty", self.frequency_penalty, -100, 100)
-        _whole("top_k", self.top_k, 0, 1 << 31)
-        _whole("max_new_tokens", self.max_new_tokens, 1, 1 << 31)
-        _whole("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        _whole("n", self.n, 1, MAX_CHOICES)
-        if self.seed is not None:
-            _whole("seed", self.seed, 0, (1 << 64) - 1)
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        for name, (low, high) in _NUMBERS.items():
+            fill(self, name, _number(name, getattr(self, name), low, high))
+        for name, (least, most) in _WHOLE.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                fill(self, name, _whole(name, getattr(self, name), least, most))
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UsageError(f"min_new_tokens is {self.min_new_tokens}: it must not exceed max_new_tokens, which is {self.max_new_tokens}")  # fmt: skip
         if self.ntk not in ("exact", "frozen"):
-            raise UsageError(f"ntk is {self.ntk!r}: it must be 'exact' or 'frozen'")
+            raise UsageError(f"ntk is {self.ntk!r:.60}: it must be 'exact' or 'frozen'")
+        if not isinstance(self.ignore_eos, bool):
+            raise UsageError(f"ignore_eos is {self.ignore_eos!r:.60}: it must be true or false")
         self._check_stops()
-        for token, bias in self.logit_bias.items():
-            _whole("a token id in logit_bias", token, 0, 1 << 31)
-            _number(f"logit_bias[{token}]", bias, -1000, 1000)
+        fill(self, "stop_ids", tuple(_whole("a token id in stop_ids", token, 0, 1 << 31) for token in self.stop_ids))
+        bias = {
+            _whole("a token id in logit_bias", token, 0, 1 << 31): _number(f"logit_bias[{token}]", value, -1000, 1000)
+            for token, value in self.logit_bias.items()
+        }
+        fill(self, "logit_bias", bias)
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOPS or len(self.stop_ids) > MAX_STOPS:
@@ -76,8 +93,6 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not 0 < len(text) <= 1000:
                 raise UsageError(f"stop has {text!r:.60}: each must be a text of 1 to 1000 characters")
-        for token in self.stop_ids:
-            _whole("a token id in stop_ids", token, 0, 1 << 31)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -94,21 +109,27 @@ class SamplingParams:
         return replace(self, **changes)
 
 
-def _number(name: str, value: object, low: float, high: float) -> None:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+def _number(name: str, value: object, low: float, high: float) -> float:
+    fits = not isinstance(value, bool) and isinstance(value, Real)
     if not fits or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
-        raise UsageError(f"{name} is {value!r}: it must be a number from {low} to {high}")
+        raise UsageError(f"{name} is {value!r:.60}: it must be a number from {low:g} to {high:g}")
+    return value if type(value) in (int, float) else float(value)  # type: ignore[return-value, arg-type]
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}: it must be a whole number from {low} to {high}")
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    number = None if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if number is None or not low <= number <= high:
+        raise UsageError(f"{name} is {value!r:.60}: it must be a whole number from {low} to {high}")
+    return number
 
 
 def _several(name: str, value: object) -> tuple[Any, ...]:
-    if value is not None and not isinstance(value, (list, tuple)):
+    if value is None:
+        return ()
+    single = isinstance(value, (str, bytes, bytearray, Mapping)) or getattr(value, "ndim", 1) != 1
+    if single or not isinstance(value, Collection):
         raise UsageError(f"{name} is {value!r:.60}: it must be a list")
-    return tuple(value or ())
+    return tuple(value)
 
 
 def _mapping(name: str, value: object) -> dict[Any, Any]:

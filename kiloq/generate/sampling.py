@@ -19,6 +19,7 @@ from kiloq.core.errors import KiloqError
 from kiloq.generate.params import SamplingParams
 
 Floats = NDArray[np.float32]
+LEAST_TEMPERATURE = 1e-5  # ours, and vLLM's for greedy: smaller ones would overflow, and choose the same token
 FIRST_CANDIDATES = 256  # ours: nucleus sets of chat models are nearly always smaller
 
 
@@ -47,7 +48,7 @@ def penalise(
 
 def filtered(logits_V: Floats, params: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Token ids that may be drawn, ascending, and their probabilities (they sum to 1); for temperature > 0."""
-    scaled_V = logits_V / np.float32(params.temperature)
+    scaled_V = logits_V / np.float32(max(params.temperature, LEAST_TEMPERATURE))
     ids = np.flatnonzero(scaled_V > -np.inf)  # banned tokens have no share at all
     if 0 < params.top_k < len(ids):
         # Ties with the k-th are kept, as transformers does.

@@ -6,10 +6,13 @@ pass would let a request's last bits depend on its batch mates; the native engin
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kiloq.core.errors import UsageError
 from kiloq.generate.backend import Row
 from kiloq.model.cache import KVCache
 from kiloq.model.network import Network
@@ -27,6 +30,7 @@ class TorchBackend:
         weight = network.embed_tokens.weight
         self._torch_device = weight.device
         self._cache_dtype = cache_dtype or weight.dtype
+        self._process = os.getpid()
         self.config = network.config
         self.dtype = DTYPES[weight.dtype]
         self.device = str(weight.device)
@@ -46,6 +50,7 @@ class TorchBackend:
     @torch.inference_mode()
     def step(self, rows: list[Row]) -> list[NDArray[np.float32] | None]:
         """Runs all rows; logits [V] of each row's last token where wanted."""
+        self._check_process()
         results: list[NDArray[np.float32] | None] = []
         for row in rows:
             hidden = self._network.hidden(self._tensor(row.ids), cache=row.sequence, alpha=[row.alpha])
@@ -56,8 +61,16 @@ class TorchBackend:
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits [T, V] of all positions in one uncached pass."""
+        self._check_process()
         logits_TV: NDArray[np.float32] = self._network(self._tensor(ids))[0].cpu().numpy()
         return logits_TV
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:  # PyTorch's threads did not come along: the first matrix would wait for ever
+            raise UsageError(
+                f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
+                "model in each process, or start processes with multiprocessing's 'spawn'"
+            )
 
     def _tensor(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], dtype=torch.long, device=self._torch_device)

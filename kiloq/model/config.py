@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kiloq.core.errors import FormatError
+from kiloq.model.rope_scaling import RopeScaling
 
 # No published dense model comes near these; a file that claims more is damaged or hostile.
 MAX_LAYERS = 1_000
@@ -31,6 +32,7 @@ class ModelConfig:
     head_dim: int = 0  # 0: hidden_size / num_heads
     rotary_dim: int = 0  # leading dimensions of each head that are rotated; 0: all of them
     rope_base: float = 10_000.0
+    rope_scaling: RopeScaling | None = None  # a fixed stretch of rotary positions
     norm_eps: float = 1e-6
     train_length: int = 2048  # L of dynamic NTK and LogN: the length of the last training stage
     max_length: int = 0  # longest context that the model is advertised for; 0: train_length
@@ -81,6 +83,10 @@ class ModelConfig:
             raise FormatError(f"norm_eps {self.norm_eps} must be between 0 and 1")
         if not 1 < self.rope_base < 1e12:
             raise FormatError(f"rope_base {self.rope_base} must be between 1 and 1e12")
+        if self.rope_scaling is not None:
+            if self.dynamic_ntk:
+                raise FormatError(f"dynamic NTK and {self.rope_scaling.kind} rope scaling exclude each other: keep one")
+            self.rope_scaling.factors(self.rotary_dim, self.rope_base)  # raises where they do not fit
 
     def window(self, layer: int) -> int | None:
         """Tokens that layer `layer` may look back to, itself included; None: all of them."""

@@ -206,8 +206,9 @@ class Network(nn.Module):
         if len(set(alpha)) == 1:  # one row of tables serves the batch
             alpha = alpha[:1]
         alpha_B = torch.tensor(alpha, dtype=torch.float64, device=positions_BT.device)
-        inverse_BR = inverse_frequencies(c.rotary_dim, c.rope_base, alpha_B)
-        cos_BT1R, sin_BT1R = rotary_tables(positions_BT, inverse_BR)
+        inverse_BR = inverse_frequencies(c.rotary_dim, c.rope_base, alpha_B, c.rope_scaling)
+        magnitude = c.rope_scaling.attention_factor if c.rope_scaling else 1.0
+        cos_BT1R, sin_BT1R = rotary_tables(positions_BT, inverse_BR, magnitude)
         scaled = stretch and c.logn if logn is None else logn
         logn_BT11 = logn_scale(positions_BT, c.train_length)[:, :, None, None] if scaled else None
         windows = windows or c.windows or (None,) * c.num_layers

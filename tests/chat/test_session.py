@@ -85,7 +85,7 @@ def test_save_overwrites_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="^" + str(path)):
         Session().save(path)
     assert path.read_text() == "my thesis"
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(MissingError, match="there is no folder"):
         Session().save(tmp_path / "nowhere" / "talk.json")
 
 

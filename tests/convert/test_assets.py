@@ -195,8 +195,10 @@ def test_names_that_are_not_known(asset: Asset, tmp_path: Path) -> None:
         resolve("tiny")
     with pytest.raises(MissingError, match=r"did you mean tiny"):
         resolve("tinny")
-    with pytest.raises(UsageError, match="named assets are tiny"):
+    with pytest.raises(UsageError, match="choose one of tiny"):
         get("llama-405b")
+    with pytest.raises(UsageError, match="cannot be a path"):
+        resolve("x" * 5000)
     (tmp_path / "here").mkdir()
     assert resolve(tmp_path / "here") == tmp_path / "here"
 

@@ -300,7 +300,23 @@ GGUFS: dict[str, Callable[[GGUFFile, Path], None]] = {
     "head size that does not divide": rebuilt(llama__attention__key_length=None, llama__attention__head_count=7),
     "values of another size": rebuilt(llama__attention__value_length=32),
     "experts": rebuilt(llama__expert_count=8),
-    "yarn": rebuilt(llama__rope__scaling__type="yarn", llama__rope__scaling__factor=4.0),
+    "longrope": rebuilt(llama__rope__scaling__type="longrope", llama__rope__scaling__factor=4.0),
+    "rope stretched by NaN": rebuilt(llama__rope__scaling__type="linear", llama__rope__scaling__factor=float("nan")),
+    "rope stretched backwards": rebuilt(llama__rope__scaling__type="yarn", llama__rope__scaling__factor=-4.0),
+    "rope stretched by text": rebuilt(llama__rope__scaling__factor="4"),
+    "rope type is a number": rebuilt(llama__rope__scaling__type=3),
+    "yarn of no length": rebuilt(
+        llama__rope__scaling__type="yarn",
+        llama__rope__scaling__factor=4.0,
+        llama__rope__scaling__original_context_length=2**40,
+    ),
+    "yarn without magnitude": rebuilt(
+        llama__rope__scaling__type="yarn", llama__rope__scaling__factor=4.0, llama__rope__scaling__attn_factor=0.0
+    ),
+    "yarn with a ramp that llama.cpp ignores": rebuilt(
+        llama__rope__scaling__type="yarn", llama__rope__scaling__factor=4.0, llama__rope__scaling__yarn_beta_fast=16.0
+    ),
+    "magnitude without yarn": rebuilt(llama__rope__scaling__factor=4.0, llama__rope__scaling__attn_factor=1.5),
     "sliding window": rebuilt(llama__attention__sliding_window=64),
     "part of the head rotated": rebuilt(llama__rope__dimension_count=8),
     "epsilon is infinite": rebuilt(llama__attention__layer_norm_rms_epsilon=float("inf")),
@@ -312,7 +328,12 @@ GGUFS: dict[str, Callable[[GGUFFile, Path], None]] = {
     "a layer's norm is missing": without("blk.1.ffn_norm.weight"),
     "unknown tensor": with_tensor("blk.0.attn_sinks.weight", np.ones(4, np.float32)),
     "wrong shape": with_tensor("blk.0.ffn_up.weight", np.ones((96, 96), np.float32)),
-    "scaled rope factors": with_tensor("rope_freqs.weight", np.full(8, 2, np.float32)),
+    "too few rope factors": with_tensor("rope_freqs.weight", np.full(4, 2, np.float32)),
+    "rope factors in rows": with_tensor("rope_freqs.weight", np.full((2, 4), 2, np.float32)),
+    "rope factors of zero": with_tensor("rope_freqs.weight", np.zeros(8, np.float32)),
+    "negative rope factors": with_tensor("rope_freqs.weight", np.full(8, -2, np.float32)),
+    "rope factors of NaN": with_tensor("rope_freqs.weight", np.full(8, np.nan, np.float32)),
+    "huge rope factors": with_tensor("rope_freqs.weight", np.full(8, 1e30, np.float32)),
     "embedding of one dimension": with_tensor("token_embd.weight", np.ones(64, np.float32)),
 }
 

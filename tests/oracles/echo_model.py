@@ -38,9 +38,12 @@ class EchoStream:
         self._pieces, self._delay_s, self._prompt_tokens, self._params = pieces, delay_s, prompt_tokens, params
         self._text = ""
         self._reason = "cancelled"
+        self._cancelled = False
 
     def __iter__(self) -> Iterator[str]:
         for count, piece in enumerate(self._pieces):
+            if self._cancelled:
+                return
             if count == self._params.max_new_tokens:
                 self._reason = "length"
                 return
@@ -50,7 +53,7 @@ class EchoStream:
         self._reason = "stop"
 
     def cancel(self) -> None:
-        pass
+        self._cancelled = True
 
     @property
     def completion(self) -> Completion:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ def server(path: Path, context: int = 256) -> Any:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.sampling.seed = 1
     return xllamacpp.Server(params)
+
+
+def tokens(running: Any, text: str, special: bool) -> list[int]:
+    """Ids of `text` from a `server`; control tokens in it are recognised if `special`. No BOS."""
+    body = json.dumps({"content": text, "add_special": False, "parse_special": special}).encode()
+    request = urllib.request.Request(
+        f"{running.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        ids: list[int] = json.load(answer)["tokens"]
+        return ids
 
 
 def greedy_ids(path: Path, prompt: list[int], steps: int, banned: list[int]) -> list[int]:

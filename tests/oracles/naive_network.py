@@ -38,12 +38,44 @@ def _linear(w: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
 def _rotate(vector: np.ndarray, position: int, config: ModelConfig, alpha: float) -> np.ndarray:
     turned, half = vector.copy(), config.rotary_dim // 2
     base = config.rope_base * alpha ** (config.rotary_dim / (config.rotary_dim - 2))
+    size = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
     for i in range(half):
-        angle = position * base ** (-2 * i / config.rotary_dim)
-        a, b = vector[i], vector[i + half]
+        angle = position * _scaled(config, base ** (-2 * i / config.rotary_dim), i)
+        a, b = vector[i] * size, vector[i + half] * size
         turned[i] = a * math.cos(angle) - b * math.sin(angle)
         turned[i + half] = b * math.cos(angle) + a * math.sin(angle)
     return turned
+
+
+def _scaled(config: ModelConfig, frequency: float, pair: int) -> float:
+    """The frequency after rope scaling, rule by rule as its paper or model card puts it."""
+    s = config.rope_scaling
+    if s is None:
+        return frequency
+    if s.kind == "factors":
+        return frequency / s.table[pair]
+    if s.kind == "linear":
+        return frequency / s.factor
+    wavelength = 2 * math.pi / frequency
+    if s.kind == "llama3":
+        if wavelength < s.original_length / s.high_freq_factor:
+            return frequency
+        if wavelength > s.original_length / s.low_freq_factor:
+            return frequency / s.factor
+        smooth = (s.original_length / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+        return (1 - smooth) * frequency / s.factor + smooth * frequency
+    # YaRN: find the pairs that turn beta times over the original length, and mix between them.
+    dim, base = config.rotary_dim, config.rope_base
+    begin, end = (
+        dim / 2 * math.log(s.original_length / (2 * math.pi * beta), base) for beta in (s.beta_fast, s.beta_slow)
+    )
+    if s.truncate:
+        begin, end = math.floor(begin), math.ceil(end)
+    begin, end = max(begin, 0), min(end, dim - 1)
+    if begin == end:
+        end += 0.001
+    ramp = min(1.0, max(0.0, (pair - begin) / (end - begin)))
+    return ramp * frequency / s.factor + (1 - ramp) * frequency
 
 
 def _attention(

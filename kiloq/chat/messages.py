@@ -52,7 +52,7 @@ class Texts:
 
 ENGLISH = Texts(
     prompt="you> ",
-    ready="{name} ({dtype}, {device}, context of {context} tokens). :help lists the commands, Ctrl-D leaves.",
+    ready="{name} ({dtype}, {device}, {context} tokens). :help shows commands, Ctrl-D leaves.",
     bye="Goodbye.",
     hint_leave="Press Ctrl-C once more or Ctrl-D to leave.",
     no_history_file="The input history is not kept after this session: {error}.",

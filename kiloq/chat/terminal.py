@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from kiloq.chat.commands import Call, Chat, Outcome, read_line, run_command
 from kiloq.core.display import can_draw, is_terminal, neutralise, wants_colour
 from kiloq.core.errors import KiloqError
 from kiloq.core.paths import state_dir
+from kiloq.core.wrap import for_stream
 from kiloq.generate.options import timing_line
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ class Screen:
     """Where text goes: answers to stdout, notes beside them (on a terminal) or to stderr (in a pipe)."""
 
     def __init__(self, interactive: bool) -> None:
-        self._clean: Callable[[str], str] = neutralise if is_terminal(sys.stdout) else str
+        self._prepare = for_stream(sys.stdout)
         self._interactive = interactive
 
     def piece(self, text: str) -> None:
         """A part of an answer, shown at once."""
-        sys.stdout.write(self._clean(text))
+        sys.stdout.write(self._prepare(text))
         sys.stdout.flush()
 
     def say(self, text: str) -> None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
-from kiloq.core.display import can_draw, is_terminal, neutralise
+from kiloq.core.display import can_draw, is_terminal
 from kiloq.core.errors import KiloqError, UsageError
 from kiloq.core.files import check_target
+from kiloq.core.wrap import for_stream
 from kiloq.generate.arguments import Message, checked_messages
 from kiloq.generate.options import (
     given,
@@ -130,9 +131,9 @@ def _answer(
     if show and sampling.get("n", 1) == 1:
         stream = model.stream(text, **sampling) if messages is None else model.stream_chat(messages, **sampling)
         with stream:
-            clean = neutralise if is_terminal(sys.stdout) else str
+            prepare = for_stream(sys.stdout)
             for piece in stream:
-                sys.stdout.write(clean(piece))
+                sys.stdout.write(prepare(piece))
                 sys.stdout.flush()
         sys.stdout.write("\n")
         return [stream.completion]
@@ -141,7 +142,7 @@ def _answer(
     if show:
         for completion in completions:
             click.echo(f"--- {completion.index + 1} of {len(completions)}")
-            click.echo(neutralise(completion.text) if is_terminal(sys.stdout) else completion.text)
+            click.echo(for_stream(sys.stdout)(completion.text))
     return completions
 
 

@@ -18,7 +18,7 @@ import click
 from kiloq.core import machine
 from kiloq.core.paths import cache_dir
 
-REQUIRED = ("click", "gguf", "jinja2", "ml_dtypes", "numpy", "prompt_toolkit", "regex", "rich", "tiktoken")
+REQUIRED = ("click", "gguf", "jinja2", "ml_dtypes", "numpy", "prompt_toolkit", "regex", "rich", "tiktoken", "wcwidth")
 OPTIONAL = ("torch", "flash-attn", "safetensors", "tokenizers", "transformers")
 
 _GIB = 1 << 30

@@ -153,7 +153,9 @@ def test_chinese_in_any_width(columns: int, tmp_path: Path) -> None:
     question = "你好，世界！这是一个很长的问题，需要换行显示。"
     child = start(tmp_path, columns=columns)
     child.sendline(question)
-    child.expect_exact(f"echo: {question}\r\n")  # as the model wrote it: the terminal does the wrapping
+    child.expect(
+        r"(\r\n)?".join(map(re.escape, f"echo: {question}")) + "\r\n"
+    )  # a line may end anywhere, no cell is lost
     leave(child)
 
 

@@ -21,7 +21,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,13 +206,12 @@ def _download(asset: Asset, stage: Path, tell: Say, debug: bool) -> None:
 
 
 def _arrived(stage: Path) -> int:
-    """Bytes below `stage`; files may vanish while they are counted."""
+    """Bytes below `stage`; files and folders may vanish while they are counted (os.walk passes over those)."""
     total = 0
-    for path in stage.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    for folder, _, names in os.walk(stage):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(folder) / name).stat().st_size
     return total
 
 

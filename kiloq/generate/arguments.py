@@ -1,4 +1,4 @@
-"""What a caller may give in place of token ids, messages and tools, and one sentence for everything else.
+"""What a caller may give in place of token ids and messages, and one sentence for everything else.
 
 Ids may come as a list, a NumPy array or a torch tensor of whole numbers. Floats, booleans and bytes are refused even
 where Python would take them for numbers: they are mistakes, and the answer to a mistake looks like an answer.
@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kiloq.core.errors import UsageError
-
-Message = Mapping[str, Any]
+from kiloq.tokenize.chatml import Message, checked_messages
 
 
 def token_ids(value: object, *, name: str = "the prompt") -> list[int]:
@@ -45,17 +44,9 @@ def _kind(value: object) -> str:
     )
 
 
-def checked_messages(messages: object) -> Sequence[Message]:
+def conversation(messages: object) -> Sequence[Message]:
     """A conversation of at least one message dict. Raises UsageError for anything else."""
-    if not isinstance(messages, Sequence) or not messages or not all(isinstance(each, Mapping) for each in messages):
-        raise UsageError('\'messages\' must be a list of objects such as {"role": "user", "content": "Hello"}')
-    return messages
-
-
-def checked_tools(tools: object) -> Sequence[Message] | None:
-    """Tool descriptions as a list of dicts, or None. Raises UsageError for anything else."""
-    if tools is None:
-        return None
-    if not isinstance(tools, Sequence) or not all(isinstance(each, Mapping) for each in tools):
-        raise UsageError('\'tools\' must be a list of objects such as {"type": "function", "function": {...}}')
-    return tools
+    checked = checked_messages(messages)
+    if not checked:
+        raise UsageError("'messages' is empty: give at least one message")
+    return checked

@@ -19,7 +19,7 @@ from kiloq.core.display import can_draw, is_terminal
 from kiloq.core.errors import KiloqError, UsageError
 from kiloq.core.files import check_target
 from kiloq.core.wrap import for_stream
-from kiloq.generate.arguments import Message, checked_messages
+from kiloq.generate.arguments import conversation
 from kiloq.generate.options import (
     given,
     model_options,
@@ -31,6 +31,7 @@ from kiloq.generate.options import (
     token_keys,
 )
 from kiloq.generate.params import SamplingParams
+from kiloq.tokenize.chatml import Message
 
 if TYPE_CHECKING:
     from kiloq.generate.model import Model
@@ -250,7 +251,7 @@ def _answer_line(model: Model, request: dict[str, Any], sampling: dict[str, Any]
 
 
 def _line_messages(messages: object, system: object) -> Sequence[Message]:
-    checked = checked_messages(messages)
+    checked = conversation(messages)
     if system is None or checked[0].get("role") == "system":
         return checked
     if not isinstance(system, str):

@@ -52,8 +52,8 @@ class Decoder(Protocol):
 class Vocabulary(Protocol):
     """The part of a tokenizer that the engine uses."""
 
-    def stream(self, *, skip_special: bool = False) -> Decoder:
-        """A fresh decoder."""
+    def stream(self, *, skip_special: bool = False, continues: bool = False) -> Decoder:
+        """A fresh decoder; `continues` keeps a leading space that some vocabularies put before every text."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; UsageError when it has no text."""
@@ -119,8 +119,11 @@ class Engine:
         self._running: list[Answer] = []
         self._lock = threading.RLock()  # held by the thread that makes a step
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> Request:
-        """Queues a request; raises ContextError or UsageError when it cannot be run."""
+    def submit(self, prompt: list[int], params: SamplingParams, *, continues: bool = False) -> Request:
+        """Queues a request; raises ContextError or UsageError when it cannot be run.
+
+        continues: the answer goes on with the prompt's text, instead of being a text of its own as in a chat.
+        """
         self._check(prompt, params)
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
         request = Request(tuple(prompt), params, seed, time.perf_counter())
@@ -128,7 +131,8 @@ class Engine:
         first.alpha = self._alpha(first, len(prompt))
         request.answers = [first, *(Answer(request, index) for index in range(1, params.n))]
         for answer in request.answers:
-            answer.decoder = self._vocabulary.stream(skip_special=True) if self._vocabulary else None
+            if self._vocabulary is not None:
+                answer.decoder = self._vocabulary.stream(skip_special=True, continues=continues)
             answer.stops = StopMatcher(params.stop)
             key = np.array([seed, answer.index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
             answer.random = np.random.Generator(np.random.Philox(key=key))

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiloq.core.errors import UsageError
-from kiloq.generate.arguments import Message, checked_messages, checked_tools, token_ids
+from kiloq.generate.arguments import conversation, token_ids
 from kiloq.generate.backend import Backend
 from kiloq.generate.engine import Engine, Request
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.records import Completion
 from kiloq.model.config import ModelConfig
+from kiloq.tokenize.chatml import Message
 from kiloq.tokenize.tokenizer import Tokenizer
 
 
@@ -123,23 +124,23 @@ class Model:
 
     def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Completion | list[Completion]:
         """Continues a raw prompt (text without control tokens, or ids); a list when n > 1."""
-        return self._run(self._ids(prompt), sampling)
+        return self._run(self._ids(prompt), sampling, continues=True)
 
     def stream(self, prompt: str | Iterable[int], **sampling: Any) -> Stream:
         """Like `generate`, piece by piece."""
-        return self._stream(self._ids(prompt), sampling)
+        return self._stream(self._ids(prompt), sampling, continues=True)
 
     def chat(
         self, messages: Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
     ) -> Completion | list[Completion]:
         """Answers a conversation of OpenAI message dicts; `.message` of the result continues it."""
-        return self._run(self._chat_ids(messages, tools), sampling)
+        return self._run(self._chat_ids(messages, tools), sampling, continues=False)
 
     def stream_chat(
         self, messages: Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
     ) -> Stream:
         """Like `chat`, piece by piece."""
-        return self._stream(self._chat_ids(messages, tools), sampling)
+        return self._stream(self._chat_ids(messages, tools), sampling, continues=False)
 
     def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every position in one uncached pass: the reference semantics of all other calls."""
@@ -160,16 +161,16 @@ class Model:
         return [*start, *self.tokenizer.encode(prompt)]
 
     def _chat_ids(self, messages: Sequence[Message], tools: Sequence[Message] | None) -> list[int]:
-        return self.tokenizer.chat(checked_messages(messages), tools=checked_tools(tools))
+        return self.tokenizer.chat(conversation(messages), tools=tools)
 
-    def _run(self, ids: list[int], sampling: dict[str, Any]) -> Completion | list[Completion]:
-        request = self.engine.submit(ids, self.params(**sampling))
+    def _run(self, ids: list[int], sampling: dict[str, Any], *, continues: bool) -> Completion | list[Completion]:
+        request = self.engine.submit(ids, self.params(**sampling), continues=continues)
         self.engine.finish(request)
         completions = [answer.completion for answer in request.answers if answer.completion is not None]
         return completions if request.params.n > 1 else completions[0]
 
-    def _stream(self, ids: list[int], sampling: dict[str, Any]) -> Stream:
+    def _stream(self, ids: list[int], sampling: dict[str, Any], *, continues: bool) -> Stream:
         params = self.params(**sampling)
         if params.n != 1:
             raise UsageError(f"n is {params.n}: a stream has one answer; use generate or chat for several")
-        return Stream(self.engine, self.engine.submit(ids, params))
+        return Stream(self.engine, self.engine.submit(ids, params, continues=continues))

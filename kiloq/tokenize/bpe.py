@@ -3,13 +3,8 @@
 tiktoken is exact and fast on ordinary text, but one piece of 1 MB costs it five times as much per byte, and on 1 MB of
 spaces its regular expression engine overflows and aborts. So text is sampled every RUN_CHARS characters; where a run
 of one class (letters, digits, white space, the rest) covers a sample, the pieces around it are cut here with the same
-expression in the `regex` package, which does not overflow, and a long piece is merged block by block:
-
-BPE is local. If the tokens of two neighbouring blocks are each correct, their concatenation is wrong only near the
-seam; re-encoding a window over the seam gives the right tokens as soon as the window's first and last token equal
-those that stood there before, because a sequence of tokens is the BPE of its bytes exactly when every two neighbours
-are (before the first merge across any boundary, each pair merges as it would alone). Source of that criterion: the
-GitHub engineering article on the `bpe` crate (2024); the proof is four lines and the tests compare with naive BPE.
+expression in the `regex` package, which does not overflow, and a long piece is merged block by block,
+the blocks joined as `seams.py` explains.
 """
 
 from __future__ import annotations
@@ -21,10 +16,10 @@ from itertools import chain
 import regex  # type: ignore[import-untyped]
 
 from kiloq.tokenize.patterns import SplitPattern
+from kiloq.tokenize.seams import join
 
 RUN_CHARS = 128  # ours: runs of twice this length are always found; tiktoken is still fast on shorter ones
 BLOCK_BYTES = 256  # ours: tiktoken's cost per byte grows from here on
-SEAM_TOKENS = 4  # ours: first window on either side of a seam; doubled until it fits
 CACHED_BLOCKS = 4096  # ours: at most 2 MB
 
 
@@ -106,20 +101,10 @@ class ByteBPE:
     def _encode_piece(self, piece: bytes) -> list[int]:
         ranks = list(self._encode_block(piece[:BLOCK_BYTES]))
         for at in range(BLOCK_BYTES, len(piece), BLOCK_BYTES):
-            self._join(ranks, self._encode_block(piece[at : at + BLOCK_BYTES]))
+            join(ranks, self._encode_block(piece[at : at + BLOCK_BYTES]), self._encode_window)
         return ranks
 
-    def _join(self, left: list[int], right: list[int]) -> None:
-        """Extend `left` in place so that it is the BPE of the bytes of both."""
-        tokens = SEAM_TOKENS
-        while True:
-            window = self._tiktoken.decode_bytes(left[-tokens:] + right[:tokens])
-            # A window that is one token is taken whole by tiktoken, which within a longer piece BPE might not do.
-            if window not in self._ranks or tokens >= max(len(left), len(right)):
-                merged = self._encode_block(window)
-                left_fits = tokens >= len(left) or merged[0] == left[-tokens]
-                right_fits = tokens >= len(right) or merged[-1] == right[tokens - 1]
-                if left_fits and right_fits:
-                    left[-tokens:] = merged + right[tokens:]
-                    return
-            tokens *= 2
+    def _encode_window(self, ranks: list[int], whole: bool) -> list[int] | None:
+        """BPE of the bytes of `ranks`; None for a part that is a token: tiktoken takes it whole, BPE might not."""
+        window = self._tiktoken.decode_bytes(ranks)
+        return None if window in self._ranks and not whole else self._encode_block(window)

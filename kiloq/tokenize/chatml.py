@@ -39,7 +39,10 @@ TOOLS_TAIL = (
 class Encoder(Protocol):
     """The part of `Tokenizer` that building a conversation needs."""
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def whole_turns(self) -> bool: ...
+
+    def encode(self, text: str, *, continues: bool = False) -> list[int]: ...
 
     def id_of(self, name: str) -> int: ...
 
@@ -119,10 +122,16 @@ class ChatML:
 
 
 def turn_segments(tokenizer: Encoder, turn: Turn) -> list[Segment]:
-    """The segments of one turn; role, newline and text are encoded separately, as in the original."""
-    parts = [_control(tokenizer, IM_START), _plain(tokenizer, turn.role), _plain(tokenizer, "\n")]
+    """The segments of one turn; role, newline and text are encoded separately, as in the original.
+
+    Not so where a vocabulary encodes turns whole: SentencePiece would put a space before each part.
+    """
+    texts = [turn.role, "\n", turn.text or ""]
+    if tokenizer.whole_turns:
+        texts = ["".join(texts)]
+    parts = [_control(tokenizer, IM_START), *(_plain(tokenizer, text) for text in texts)]
     if turn.text is not None:
-        parts += [_plain(tokenizer, turn.text), _control(tokenizer, IM_END), _plain(tokenizer, "\n")]
+        parts += [_control(tokenizer, IM_END), _plain(tokenizer, "\n")]
     return [part for part in parts if part.ids]
 
 
@@ -137,7 +146,23 @@ def _control(tokenizer: Encoder, name: str) -> Segment:
 
 
 def _plain(tokenizer: Encoder, text: str) -> Segment:
-    return Segment(text, tuple(tokenizer.encode(text)))
+    return Segment(text, tuple(tokenizer.encode(text, continues=True)))
+
+
+def checked_messages(messages: object) -> Sequence[Message]:
+    """A list of message dicts, which may be empty. Raises UsageError for anything else."""
+    if not isinstance(messages, Sequence) or not all(isinstance(each, Mapping) for each in messages):
+        raise UsageError('\'messages\' must be a list of objects such as {"role": "user", "content": "Hello"}')
+    return messages
+
+
+def checked_tools(tools: object) -> Sequence[Mapping[str, Any]] | None:
+    """Tool descriptions as a list of dicts, or None. Raises UsageError for anything else."""
+    if tools is None:
+        return None
+    if not isinstance(tools, Sequence) or not all(isinstance(each, Mapping) for each in tools):
+        raise UsageError('\'tools\' must be a list of objects such as {"type": "function", "function": {...}}')
+    return tools
 
 
 def role_of(message: Message, roles: Sequence[str] = ROLES) -> str:

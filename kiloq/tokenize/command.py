@@ -88,8 +88,11 @@ def expand_command(words: Path, out: Path, start_id: int | None, source: str, as
     from kiloq.tokenize.expand import expand, read_words
     from kiloq.tokenize.export import tiktoken_lines
     from kiloq.tokenize.tokenizer import Tokenizer
+    from kiloq.tokenize.vocabulary import Vocabulary
 
     tokenizer = Tokenizer.load(source)
+    if not isinstance(tokenizer.vocabulary, Vocabulary):
+        raise UsageError(f"{source}: is a SentencePiece vocabulary, and only byte-level BPE can be extended")
     first = tokenizer.vocab_size if start_id is None else start_id
     made = expand(tokenizer.vocabulary, read_words(words), first)
     with atomic_file(out) as file:

@@ -18,7 +18,8 @@ from kiloq.core.files import atomic_file
 from kiloq.tokenize.chatml import QWEN_SYSTEM
 from kiloq.tokenize.files import EXTRA_FILE, TIKTOKEN_FILE
 from kiloq.tokenize.foreign import to_printable
-from kiloq.tokenize.vocabulary import IM_END, IM_START, QWEN_CONTROL_TOKENS, Vocabulary
+from kiloq.tokenize.sentencepiece import BYTE_NAMES, SPACE, PieceVocabulary, Spaces
+from kiloq.tokenize.vocabulary import IM_END, IM_START, QWEN_CONTROL_TOKENS, AnyVocabulary, Vocabulary
 
 CHATML_TEMPLATE = (
     "{%- if not messages or messages[0].role != 'system' -%}"
@@ -33,14 +34,14 @@ CHATML_TEMPLATE = (
 )
 
 
-def save(vocabulary: Vocabulary, folder: Path) -> list[Path]:
+def save(vocabulary: AnyVocabulary, folder: Path) -> list[Path]:
     """Write the files of `vocabulary` into `folder`, which is made if need be; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "tokenizer.json": _json(tokenizer_json(vocabulary)),
         "tokenizer_config.json": _json(tokenizer_config(vocabulary), indent=2),
     }
-    if _is_qwen(vocabulary):
+    if isinstance(vocabulary, Vocabulary) and _is_qwen(vocabulary):
         first_control = min(vocabulary.special.values())
         contents[TIKTOKEN_FILE] = tiktoken_lines({t: r for t, r in vocabulary.ranks.items() if r < first_control})
         extra = {token: rank for token, rank in vocabulary.ranks.items() if rank > first_control}
@@ -62,28 +63,34 @@ def tiktoken_lines(ranks: Mapping[bytes, int]) -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
 
 
-def chat_template(vocabulary: Vocabulary) -> str | None:
+def chat_template(vocabulary: AnyVocabulary) -> str | None:
     """The vocabulary's own template, or ChatML where it has ChatML's control tokens."""
     if vocabulary.chat_template is None and {IM_START, IM_END} <= vocabulary.special.keys():
         return CHATML_TEMPLATE
     return vocabulary.chat_template
 
 
-def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenizer_json(vocabulary: AnyVocabulary) -> dict[str, Any]:
     """The document of huggingface/tokenizers."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     added = sorted(vocabulary.added, key=lambda token: token.id)
+    parts = _pieces(vocabulary) if isinstance(vocabulary, PieceVocabulary) else _byte_level(vocabulary)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": t.id, "content": t.text, **{flag: getattr(t, flag) for flag in flags}} for t in added
-        ],
+        "added_tokens": [{"id": t.id, "content": t.text, **{flag: getattr(t, flag) for flag in flags}} for t in added],
+        **parts,
+    }
+
+
+def _byte_level(vocabulary: AnyVocabulary) -> dict[str, Any]:
+    assert isinstance(vocabulary, Vocabulary), "there are two kinds of vocabulary"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
         "normalizer": {"type": "NFC"} if vocabulary.nfc else None,
         "pre_tokenizer": vocabulary.pattern.pre_tokenizer(),
-        "post_processor": _begin_with_bos(vocabulary) if vocabulary.add_bos else byte_level,
+        "post_processor": _ends(vocabulary) or byte_level,
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
@@ -93,6 +100,43 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
             "merges": [[to_printable(left), to_printable(right)] for left, right in vocabulary.merges],
         },
     }  # fmt: skip
+
+
+def _pieces(vocabulary: PieceVocabulary) -> dict[str, Any]:
+    """SentencePiece's kind. Every token is in `vocab`, control tokens too, as in the files of LLaMA-2."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}
+    ]  # fmt: skip
+    if vocabulary.puts_space:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    name_of = {token.id: token.text for token in vocabulary.added}
+    names = {token_id: token.decode("utf-8", "replace") for token_id, token in vocabulary.unreachable.items()}
+    names |= {token_id: text for text, token_id in vocabulary.ids.items()} | name_of
+    names |= dict(zip(vocabulary.byte_ids, BYTE_NAMES, strict=True))
+    return {
+        **_spaces(vocabulary.spaces),
+        "post_processor": _ends(vocabulary),
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": name_of.get(-1 if (u := vocabulary.unk_id) is None else u),
+            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {name: token_id for token_id, name in sorted(names.items())},
+            "merges": [list(pair) for pair in vocabulary.merges],
+        },
+    }  # fmt: skip
+
+
+def _spaces(spaces: Spaces) -> dict[str, Any]:
+    """Normaliser and pre-tokeniser that spell spaces."""
+    if spaces.late:
+        scheme = "always" if spaces.prefix == "missing" else spaces.prefix
+        step = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": spaces.split}
+        return {"normalizer": None, "pre_tokenizer": step}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    steps = [prepend, replace] if spaces.prefix == "always" else [replace]
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None}
 
 
 def _vocab(vocabulary: Vocabulary) -> dict[str, int]:
@@ -107,18 +151,31 @@ def _vocab(vocabulary: Vocabulary) -> dict[str, int]:
     return {name: token_id for token_id, name in sorted(names.items())}
 
 
-def _begin_with_bos(vocabulary: Vocabulary) -> dict[str, Any]:
-    name = next(token.text for token in vocabulary.added if token.id == vocabulary.bos_id)
-    bos = {"SpecialToken": {"id": name, "type_id": 0}}
+def _ends(vocabulary: AnyVocabulary) -> dict[str, Any] | None:
+    """The post-processor that puts control tokens before or after a text, where the model wants them."""
+    name_of = {token.id: token.text for token in vocabulary.added}
+    wanted = [vocabulary.bos_id if vocabulary.add_bos else None, vocabulary.eos_id if vocabulary.add_eos else None]
+    names = [None if token_id is None else name_of.get(token_id) for token_id in wanted]
+    if names == [None, None]:
+        return None
+
+    def around(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        before, after = ([{"SpecialToken": {"id": n, "type_id": type_id}}] if n is not None else [] for n in names)
+        return [*before, {"Sequence": {"id": sequence, "type_id": type_id}}, *after]
+
     return {
         "type": "TemplateProcessing",
-        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {name: {"id": name, "ids": [vocabulary.bos_id], "tokens": [name]}},
+        "single": around("A", 0),
+        "pair": [*around("A", 0), *around("B", 1)],
+        "special_tokens": {
+            name: {"id": name, "ids": [token_id], "tokens": [name]}
+            for name, token_id in zip(names, wanted, strict=True)
+            if name is not None
+        },
     }
 
 
-def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenizer_config(vocabulary: AnyVocabulary) -> dict[str, Any]:
     """transformers' settings: roles, template, length."""
     name_of = {token.id: token.text for token in vocabulary.added}
     end = vocabulary.special.get(IM_END, vocabulary.eos_id)  # a chat's turn ends with <|im_end|>
@@ -127,6 +184,7 @@ def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
         **{
             f"{role}_token": name_of.get(token_id) if token_id is not None else None for role, token_id in roles.items()
         },

@@ -16,7 +16,7 @@ from kiloq.core.errors import FormatError, MissingError
 from kiloq.core.files import read_bounded
 from kiloq.core.safe_json import load_object
 from kiloq.tokenize import foreign, vocabulary
-from kiloq.tokenize.vocabulary import BYTES, MAX_ID, Vocabulary
+from kiloq.tokenize.vocabulary import BYTES, MAX_ID, AnyVocabulary
 
 MAX_FILE_BYTES = 64 << 20  # ours; qwen.tiktoken has 2.6 MB
 MAX_TOKEN_BYTES = 4096  # ours; Qwen's longest token has 128
@@ -93,10 +93,10 @@ def _need_all_bytes(tokens: Mapping[bytes, int], where: object) -> None:
         )
 
 
-def read_folder(folder: Path) -> Vocabulary:
+def read_folder(folder: Path) -> AnyVocabulary:
     """The vocabulary of a model folder: qwen.tiktoken, else tokenizer.json, else vocab.json with merges.txt."""
     if (folder / TIKTOKEN_FILE).is_file():
-        found = vocabulary.qwen(read_tiktoken(folder / TIKTOKEN_FILE))
+        found: AnyVocabulary = vocabulary.qwen(read_tiktoken(folder / TIKTOKEN_FILE))
         if (folder / EXTRA_FILE).is_file():
             found = found.extended(read_ranks(folder / EXTRA_FILE))
     elif (folder / "tokenizer.json").is_file():

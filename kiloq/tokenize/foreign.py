@@ -1,6 +1,6 @@
 """Byte-level BPE vocabularies of other makers: tokenizer.json, vocab.json with merges.txt, and GGUF metadata.
 
-All three spell tokens in GPT-2's printable alphabet (the 188 bytes that print in Latin-1 stand for themselves, the
+SentencePiece's kind, which the first and the last of these can also hold, is read by `foreign_pieces.py`. All three spell tokens in GPT-2's printable alphabet (the 188 bytes that print in Latin-1 stand for themselves, the
 other 68 for the characters from U+0100 on) and list merges. Every setting that would change ids is applied or refused
 by name; the split patterns are those of `patterns.py`. Sources: huggingface/tokenizers' serialisation, ggml's
 docs/gguf.md ("gpt2" is byte-level BPE there), llama.cpp's src/llama-vocab.cpp for its defaults.
@@ -17,12 +17,11 @@ from kiloq.core.errors import FormatError
 from kiloq.core.files import read_bounded, shown
 from kiloq.core.gguf import GGUFFile
 from kiloq.core.safe_json import load_object
-from kiloq.tokenize import patterns
+from kiloq.tokenize import fields, foreign_pieces, patterns
 from kiloq.tokenize.patterns import SplitPattern
-from kiloq.tokenize.vocabulary import BYTES, MAX_ID, AddedToken, Vocabulary, ranks_from_merges
+from kiloq.tokenize.vocabulary import BYTES, AddedToken, AnyVocabulary, Vocabulary, ranks_from_merges
 
 MAX_FILE_BYTES = 64 << 20  # ours; a merges.txt has 2 MB
-MAX_TEMPLATE_CHARS = 64 << 10  # ours; the longest chat templates in use have 20 KB
 
 _PRINTING = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = sorted(set(range(256)) - set(_PRINTING))
@@ -30,8 +29,8 @@ _CHARACTER_OF_BYTE = {**{value: value for value in _PRINTING}, **{value: 256 + a
 # The other 68 bytes must not pass as the characters of their numbers: those become one that Latin-1 does not have.
 _BYTE_OF_CHARACTER = dict.fromkeys(_OTHERS, 0xFFFD) | {char: value for value, char in _CHARACTER_OF_BYTE.items()}
 
-# GGUF token types (gguf.TokenType). Types 2, 5 and 6 are tokens that no text becomes.
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # GGUF token types; 2, 5 and 6 are tokens that no text becomes
+GGUF_ROLES = {"bos_id": "bos", "eos_id": "eos", "pad_id": "padding"}
 
 
 def to_printable(token: bytes) -> str:
@@ -47,37 +46,44 @@ def from_printable(text: str) -> bytes | None:
         return None
 
 
-def read_tokenizer_json(path: Path) -> Vocabulary:
-    """A Hugging Face tokenizer.json of a byte-level BPE model."""
+def read_tokenizer_json(path: Path) -> AnyVocabulary:
+    """A Hugging Face tokenizer.json of a BPE model."""
     document = load_object(path)
-    model = _table(document.get("model"), "model", path)
+    model = fields.table(document.get("model"), "model", path)
     if model.get("type", "BPE") != "BPE":
-        raise FormatError(f"{path}: is a tokenizer of the kind {shown(model.get('type'))}: only byte-level BPE is read")
-    for setting in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        raise FormatError(f"{path}: is a tokenizer of the kind {shown(model.get('type'))}: only BPE is read")
+    if model.get("byte_fallback"):
+        return _with_ends(foreign_pieces.from_json(document, path), document.get("post_processor"))
+    for setting in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             raise FormatError(
                 f"{path}: sets {setting} = {shown(model[setting])}, which byte-level BPE models do not use"
             )
-    added = [_added_token(entry, path) for entry in _rows(document.get("added_tokens", []), "added_tokens", path)]
+    added = [
+        fields.added_token(entry, path) for entry in fields.rows(document.get("added_tokens", []), "added_tokens", path)
+    ]
     found = _build(
-        _ids(model.get("vocab"), path),
-        [_pair(entry, path) for entry in _rows(model.get("merges"), "merges", path)],
+        fields.token_ids(model.get("vocab"), path),
+        [fields.pair(entry, path) for entry in fields.rows(model.get("merges"), "merges", path)],
         added,
         patterns.from_json(document.get("pre_tokenizer"), path),
         path,
         whole_pieces=bool(model.get("ignore_merges", False)),
     )
-    return replace(found, nfc=_is_nfc(document.get("normalizer"), path))
+    found = replace(found, nfc=_is_nfc(document.get("normalizer"), path))
+    return _with_ends(found, document.get("post_processor"))
 
 
 def read_merges_txt(vocab: Path, merges: Path) -> Vocabulary:
     """GPT-2's pair of files. Control tokens are those of the vocabulary that no merge makes and that look like it."""
-    ids = _ids(load_object(vocab), vocab)
+    ids = fields.token_ids(load_object(vocab), vocab)
     try:
         lines = read_bounded(merges, MAX_FILE_BYTES).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(f"{merges}: is not UTF-8 at byte {error.start:,}") from None
-    pairs = [_pair(line.rstrip("\r"), merges) for line in lines if line.strip() and not line.startswith("#version")]
+    pairs = [
+        fields.pair(line.rstrip("\r"), merges) for line in lines if line.strip() and not line.startswith("#version")
+    ]
     made = {left + right for left, right in pairs}
     added = [
         AddedToken(t, token_id)
@@ -88,23 +94,49 @@ def read_merges_txt(vocab: Path, merges: Path) -> Vocabulary:
     return replace(_build(ids, pairs, added, patterns.QWEN if qwen2 else patterns.GPT2, vocab), nfc=qwen2)
 
 
-def read_gguf(path: Path) -> Vocabulary:
+def _with_ends(found: AnyVocabulary, post_processor: Any) -> AnyVocabulary:
+    """`found` with the control tokens that the post-processor puts before and after a text."""
+    steps = post_processor.get("processors", [post_processor]) if isinstance(post_processor, dict) else []
+    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    single = next((step.get("single") for step in steps if step.get("type") == "TemplateProcessing"), None)
+    if not isinstance(single, list) or len(single) < 2:
+        return found
+    first, last = (_special_id(found, part) for part in (single[0], single[-1]))
+    if first is not None:
+        found = replace(found, bos_id=first, add_bos=True)
+    return found if last is None else replace(found, eos_id=last, add_eos=True)
+
+
+def _special_id(found: AnyVocabulary, part: Any) -> int | None:
+    special = part.get("SpecialToken") if isinstance(part, dict) else None
+    name = special.get("id") if isinstance(special, dict) else None
+    return found.special.get(name) if isinstance(name, str) else None
+
+
+def read_gguf(path: Path) -> AnyVocabulary:
     """The vocabulary in a GGUF file's metadata."""
     metadata = GGUFFile(path).metadata
-    model = _entry(metadata, "ggml.model", str, path)
-    if model != "gpt2":
+    kind = fields.entry(metadata, "ggml.model", str, path)
+    if kind not in ("gpt2", "llama"):
         raise FormatError(
-            f"{path}: has a tokenizer of the kind {shown(model)}: only byte-level BPE (gpt2) is read; "
-            "use the model's original folder"
+            f"{path}: has a tokenizer of the kind {shown(kind)}: only byte-level BPE (gpt2) and SentencePiece BPE "
+            "(llama) are read; use the model's original folder"
         )
+    found = _from_gguf(metadata, path) if kind == "gpt2" else foreign_pieces.from_gguf(metadata, path)
+    roles = {role: fields.role(metadata, name, found.size, path) for role, name in GGUF_ROLES.items()}
+    flags = {flag: fields.entry(metadata, f"ggml.{flag}_token", bool, path) for flag in ("add_bos", "add_eos")}
+    said = {name: value for name, value in (roles | flags).items() if value is not None}
+    template = fields.checked_template(fields.entry(metadata, "chat_template", str, path), path)
+    return replace(found, chat_template=template, **said)
+
+
+def _from_gguf(metadata: Mapping[str, Any], path: Path) -> Vocabulary:
+    """Byte-level BPE of GGUF metadata, without roles."""
     # Files older than this entry do not say: then the architecture does, where there is one of Qwen's.
     unsaid = "qwen2" if str(metadata.get("general.architecture")).startswith("qwen") else "default"
-    pattern = patterns.from_gguf(_entry(metadata, "ggml.pre", str, path) or unsaid, path)
-    tokens = _strings(_entry(metadata, "ggml.tokens", list, path), "tokens", path)
-    merges = _strings(_entry(metadata, "ggml.merges", list, path), "merges", path)
-    types = _entry(metadata, "ggml.token_type", list, path) or [NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise FormatError(f"{path}: has {len(tokens):,} tokens but {len(types):,} token types")
+    pattern = patterns.from_gguf(fields.entry(metadata, "ggml.pre", str, path) or unsaid, path)
+    tokens, types = fields.tokens_and_types(metadata, path)
+    merges = fields.strings(fields.entry(metadata, "ggml.merges", list, path), "merges", path)
     rows = list(zip(tokens, types, range(len(tokens)), strict=True))
     ids = {token: token_id for token, kind, token_id in rows if kind == NORMAL}
     found_first = (CONTROL, USER_DEFINED)
@@ -119,21 +151,16 @@ def read_gguf(path: Path) -> Vocabulary:
         if kind not in (NORMAL, *found_first)
     }
     llama3 = pattern is patterns.LLAMA3  # llama.cpp ignores merges and adds BOS for this kind
-    found = _build(ids, [_pair(merge, path) for merge in merges], added, pattern, path, whole_pieces=llama3)
-    add_bos = _entry(metadata, "ggml.add_bos_token", bool, path)
+    found = _build(ids, [fields.pair(merge, path) for merge in merges], added, pattern, path, whole_pieces=llama3)
     return replace(
         found,
         unreachable={**rest, **found.unreachable},
         nfc=pattern is patterns.QWEN,  # GGUF does not say it and llama.cpp does not do it, but the model was trained so
-        bos_id=_role(metadata, "bos", len(tokens), path),
-        eos_id=_role(metadata, "eos", len(tokens), path),
-        pad_id=_role(metadata, "padding", len(tokens), path),
-        add_bos=llama3 if add_bos is None else add_bos,
-        chat_template=checked_template(_entry(metadata, "chat_template", str, path), path),
+        add_bos=llama3,
     )
 
 
-def apply_config(found: Vocabulary, config: Mapping[str, Any], path: Path) -> Vocabulary:
+def apply_config(found: AnyVocabulary, config: Mapping[str, Any], path: Path) -> AnyVocabulary:
     """`found` with what a tokenizer_config.json says about roles, template and length; nothing in it is code."""
     known = {token.text: token.id for token in found.added}
 
@@ -153,18 +180,10 @@ def apply_config(found: Vocabulary, config: Mapping[str, Any], path: Path) -> Vo
         eos_id=role("eos", found.eos_id),
         pad_id=role("pad", found.pad_id),
         add_bos=config.get("add_bos_token", found.add_bos) is True,
-        chat_template=checked_template(template, path) or found.chat_template,
+        add_eos=config.get("add_eos_token", found.add_eos) is True,
+        chat_template=fields.checked_template(template, path) or found.chat_template,
         max_length=length if isinstance(length, int) and 0 < length < 1 << 40 else None,  # 1e30 means "no limit"
     )
-
-
-def checked_template(template: Any, path: Path) -> str | None:
-    """A chat template that is a string of sane length, or None."""
-    if template is None:
-        return None
-    if not isinstance(template, str) or len(template) > MAX_TEMPLATE_CHARS:
-        raise FormatError(f"{path}: its chat template is not a string of at most {MAX_TEMPLATE_CHARS:,} characters")
-    return template
 
 
 def _build(
@@ -191,7 +210,7 @@ def _build(
     else:
         ranks = {token: rank for rank, token in enumerate(ranks)}
         ids_of_ranks = tuple(numbers)
-    return Vocabulary(ranks, pattern, added, ids_of_ranks, unreachable, whole_pieces)
+    return Vocabulary(ranks, pattern, ids_of_ranks, whole_pieces, added=added, unreachable=unreachable)
 
 
 def _known_pairs(
@@ -222,43 +241,6 @@ def _ranks_as_listed(
     return {token: rank for rank, token in enumerate(order)}
 
 
-def _table(value: Any, name: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: its entry {name} is, or holds, something that is not an object")
-    return value
-
-
-def _rows(value: Any, name: str, path: Path) -> list[Any]:
-    if not isinstance(value, list):
-        raise FormatError(f"{path}: its entry {name} is not a list")
-    return value
-
-
-def _ids(value: Any, path: Path) -> dict[str, int]:
-    table = _table(value, "vocab", path)
-    if any(type(token_id) is not int or not 0 <= token_id < MAX_ID for token_id in table.values()):
-        raise FormatError(f"{path}: has a token whose id is not a number from 0 to {MAX_ID - 1:,}")
-    if len(set(table.values())) != len(table):
-        raise FormatError(f"{path}: gives two tokens the same id")
-    return table
-
-
-def _pair(entry: Any, path: Path) -> tuple[str, str]:
-    halves = entry.split(" ") if type(entry) is str else entry
-    if type(halves) is list and len(halves) == 2 and type(halves[0]) is type(halves[1]) is str:
-        return halves[0], halves[1]
-    raise FormatError(f"{path}: {shown(entry)} is not a merge of two tokens")
-
-
-def _added_token(entry: Any, path: Path) -> AddedToken:
-    row = _table(entry, "added_tokens", path)
-    text, token_id = row.get("content"), row.get("id")
-    if not isinstance(text, str) or not text or type(token_id) is not int or not 0 <= token_id < MAX_ID:
-        raise FormatError(f"{path}: the added token {shown(row)} has no text or no id from 0 to {MAX_ID - 1:,}")
-    flags = {name: row.get(name) is True for name in ("special", "normalized", "lstrip", "rstrip", "single_word")}
-    return AddedToken(text, token_id, **flags)
-
-
 def _is_nfc(value: Any, path: Path) -> bool:
     if value is None:
         return False
@@ -269,26 +251,3 @@ def _is_nfc(value: Any, path: Path) -> bool:
     if not all(kind == "NFC" for kind in kinds):
         raise FormatError(f"{path}: normalises text with {shown(kinds)}: only NFC, or nothing, is read")
     return bool(kinds)
-
-
-def _entry(metadata: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
-    """A metadata entry of the right type, or None where it is absent; vocabularies must be there."""
-    value = metadata.get(f"tokenizer.{key}")
-    if value is None and key not in ("ggml.tokens", "ggml.merges", "ggml.model"):
-        return None
-    if not isinstance(value, kind):
-        raise FormatError(f"{path}: its metadata entry tokenizer.{key} is missing or not of type {kind.__name__}")
-    return value
-
-
-def _strings(values: list[Any], name: str, path: Path) -> list[str]:
-    if not all(isinstance(value, str) for value in values) or len(values) > MAX_ID:
-        raise FormatError(f"{path}: its {name} are not a list of at most {MAX_ID:,} strings")
-    return values
-
-
-def _role(metadata: Mapping[str, Any], name: str, size: int, path: Path) -> int | None:
-    token_id: int | None = _entry(metadata, f"ggml.{name}_token_id", int, path)
-    if token_id is not None and not 0 <= token_id < size:
-        raise FormatError(f"{path}: its {name} token is {token_id:,}, but the vocabulary has {size:,} tokens")
-    return token_id

@@ -117,12 +117,12 @@ class Template:
         marked = self._marked(list(messages), mark, MAX_DEPTH)
         tools = self._marked(list(tools), mark, MAX_DEPTH) if tools else None
         text = self.render(tokenizer, marked, tools, add_generation_prompt=add_generation_prompt)
-        segments = []
+        segments: list[Segment] = []
         for part in self._control.split(text) if self.names else [text]:
             if part in tokenizer.special_tokens:
                 segments.append(Segment(part, (tokenizer.id_of(part),), control=True))
             elif plain := part.replace(mark, ""):
-                segments.append(Segment(plain, tuple(tokenizer.encode(plain))))
+                segments.append(Segment(plain, tuple(tokenizer.encode(plain, continues=bool(segments)))))
         return segments
 
     def render(

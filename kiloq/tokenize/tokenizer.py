@@ -5,6 +5,8 @@ of names opts in. Tokens that a vocabulary adds without calling them special (Qw
 vocabulary and always found, as in Hugging Face and llama.cpp. Qwen-1 normalises to NFC first and looks for control
 tokens afterwards, as the original does. Decoding keeps every token; with `skip_special` it drops control tokens only
 (the original drops every id from 151,643 on, and with them the tokens of an expanded vocabulary).
+SentencePiece puts a space before a text and takes it away again; `continues` says that a text or ids go on with
+something that stands before them.
 """
 
 from __future__ import annotations
@@ -20,11 +22,10 @@ from kiloq.core.errors import MissingError, UsageError
 from kiloq.core.files import shown
 from kiloq.core.paths import models_dir
 from kiloq.tokenize import files, foreign, vocabulary
-from kiloq.tokenize.bpe import ByteBPE
-from kiloq.tokenize.chatml import QWEN_SYSTEM, ChatFormat, ChatML, Segment
+from kiloq.tokenize.chatml import QWEN_SYSTEM, ChatFormat, ChatML, Segment, checked_messages, checked_tools
 from kiloq.tokenize.normalize import nfc, well_formed
 from kiloq.tokenize.stream import StreamDecoder
-from kiloq.tokenize.vocabulary import AddedToken, Vocabulary
+from kiloq.tokenize.vocabulary import AddedToken, AnyVocabulary
 
 Special = Literal["none", "all"] | Collection[str]
 Errors = Literal["replace", "ignore", "strict"]
@@ -33,7 +34,7 @@ Errors = Literal["replace", "ignore", "strict"]
 class Tokenizer:
     """A vocabulary with its BPE. Make one with `Tokenizer.load`; it is immutable and safe to share among threads."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: AnyVocabulary) -> None:
         self.vocabulary = vocabulary
         self._special_ids = frozenset(vocabulary.special.values())
 
@@ -62,7 +63,7 @@ class Tokenizer:
 
         return save(replace(self.vocabulary, max_length=max_length or self.vocabulary.max_length), Path(folder))
 
-    def export_vocabulary(self) -> Vocabulary:
+    def export_vocabulary(self) -> AnyVocabulary:
         """Tokens, merges, control tokens and roles, for writers of other formats."""
         return self.vocabulary
 
@@ -102,6 +103,11 @@ class Tokenizer:
         """Whether the model expects `bos_id` before raw text. `encode` never adds it."""
         return self.vocabulary.add_bos and self.bos_id is not None
 
+    @property
+    def whole_turns(self) -> bool:
+        """Whether a turn's role and text are encoded as one text in ChatML; Qwen encodes them apart."""
+        return self.vocabulary.whole_turns
+
     def is_special(self, token_id: int) -> bool:
         """Whether `token_id` is a control token."""
         return token_id in self._special_ids
@@ -120,12 +126,19 @@ class Tokenizer:
     # Text to ids
 
     def encode(
-        self, text: str, *, special: Special = "none", disallowed: Special = "none", normalize: bool = True
+        self,
+        text: str,
+        *,
+        special: Special = "none",
+        disallowed: Special = "none",
+        normalize: bool = True,
+        continues: bool = False,
     ) -> list[int]:
         """Ids of `text`.
 
         special: control tokens to recognise in it: "none", "all" or names. disallowed: control tokens whose names
         must not occur in it unless `special` allows them; UsageError if one does. normalize=False leaves out NFC.
+        continues: other ids stand before the text; only some SentencePiece models encode it differently then.
         Lone surrogates become U+FFFD, as in tiktoken.
         """
         allowed = self._names(special)
@@ -135,21 +148,13 @@ class Tokenizer:
         before, after = self._finders(allowed)
         ids: list[int] = []
         for part in before.split(text):
-            for piece in [part] if isinstance(part, int) else after.split(well_formed(normal(part))):
+            spelled = part if isinstance(part, int) else self.vocabulary.spelled(well_formed(normal(part)))
+            for piece in [spelled] if isinstance(spelled, int) else after.split(spelled):
                 if isinstance(piece, int):
                     ids.append(piece)
                 else:
-                    ids += self._encode_ordinary(piece)
+                    ids += self.vocabulary.encode(piece, first=not ids and not continues)
         return ids
-
-    def _encode_ordinary(self, text: str) -> list[int]:
-        ranks = self._bpe.encode(text)
-        ids = self.vocabulary.ids
-        return ranks if ids is None else [token_id for rank in ranks if (token_id := ids[rank]) >= 0]
-
-    @cached_property
-    def _bpe(self) -> ByteBPE:
-        return ByteBPE(self.vocabulary.ranks, self.vocabulary.pattern)
 
     def _names(self, special: Special) -> frozenset[str]:
         if special == "none":
@@ -176,10 +181,8 @@ class Tokenizer:
         @lru_cache(maxsize=16)
         def finders(allowed: frozenset[str]) -> tuple[AddedTokens, AddedTokens]:
             active = [token for token in self.vocabulary.added if not token.special or token.text in allowed]
-            return (
-                AddedTokens([token for token in active if not token.normalized]),
-                AddedTokens([token for token in active if token.normalized]),
-            )
+            late = [replace(token, text=self.vocabulary.spelled(token.text)) for token in active if token.normalized]
+            return AddedTokens([token for token in active if not token.normalized]), AddedTokens(late)
 
         return finders
 
@@ -201,18 +204,32 @@ class Tokenizer:
                 "rows that only pad an embedding have no text"
             ) from None
 
-    def decode(self, ids: int | Iterable[int], *, errors: Errors = "replace", skip_special: bool = False) -> str:
-        """The text of `ids`. Bytes that are not UTF-8 follow `errors`; "strict" raises UnicodeDecodeError."""
-        several = ids if isinstance(ids, Iterable) else [ids]
-        return self.decode_bytes(several, skip_special=skip_special).decode("utf-8", errors)
+    def decode(
+        self,
+        ids: int | Iterable[int],
+        *,
+        errors: Errors = "replace",
+        skip_special: bool = False,
+        continues: bool = False,
+    ) -> str:
+        """The text of `ids`. Bytes that are not UTF-8 follow `errors`; "strict" raises UnicodeDecodeError.
 
-    def stream(self, *, errors: Errors = "replace", skip_special: bool = False) -> StreamDecoder:
-        """A decoder for ids that come one by one."""
+        continues: other text stands before them, so that a space at their beginning is part of it (SentencePiece).
+        """
+        data = self.decode_bytes(ids if isinstance(ids, Iterable) else [ids], skip_special=skip_special)
+        if self.vocabulary.puts_space and not continues:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", errors)
+
+    def stream(
+        self, *, errors: Errors = "replace", skip_special: bool = False, continues: bool = False
+    ) -> StreamDecoder:
+        """A decoder for ids that come one by one; the same text as `decode`."""
 
         def bytes_of(token_id: int) -> bytes:
             return self.decode_bytes([token_id], skip_special=skip_special)
 
-        return StreamDecoder(bytes_of, errors)
+        return StreamDecoder(bytes_of, errors, drop_space=self.vocabulary.puts_space and not continues)
 
     # Conversations and batches
 
@@ -238,7 +255,8 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Segment]:
         """The same as segments that say which ids are control tokens and which are text."""
-        return self._chat_format.segments(self, messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        checked, described = checked_messages(messages), checked_tools(tools)
+        return self._chat_format.segments(self, checked, add_generation_prompt=add_generation_prompt, tools=described)
 
     @cached_property
     def _chat_format(self) -> ChatFormat:
@@ -316,7 +334,7 @@ def _fetched(name: str) -> Path:
     return folder
 
 
-def _read(source: str | Path) -> Vocabulary:
+def _read(source: str | Path) -> AnyVocabulary:
     path = Path(source)
     if not path.exists() and path.suffix not in (".gguf", ".json", ".tiktoken"):
         path = _fetched(str(source))

@@ -1,12 +1,14 @@
 """What a tokenizer knows, whatever file it came from: merge ranks, split pattern, added tokens and the ids of roles.
 
-Two descriptions of BPE meet here. tiktoken's files rank tokens: two neighbours merge when their bytes together are a
+`AnyVocabulary` is what all kinds share, `Vocabulary` is byte-level BPE; SentencePiece's kind is in `sentencepiece.py`.
+Two descriptions of byte-level BPE meet here. tiktoken's files rank tokens: two neighbours merge when their bytes together are a
 token, lowest rank first. Hugging Face and llama.cpp list merges: only listed pairs merge. `ranks_from_merges` turns
 the second into the first where they are the same algorithm, and `merges_from_ranks` goes back.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +16,7 @@ from itertools import pairwise
 
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
+from kiloq.tokenize.bpe import ByteBPE
 from kiloq.tokenize.patterns import QWEN, SplitPattern
 
 MAX_ID = 1 << 22  # ours: a list with one entry per id is made; the largest vocabularies in use have 2^18
@@ -43,23 +46,51 @@ class AddedToken:
     single_word: bool = False  # not inside a word
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Everything that `Tokenizer` needs and the exporters write."""
+@dataclass(frozen=True, kw_only=True)
+class AnyVocabulary(ABC):
+    """What `Tokenizer` needs of every kind of vocabulary."""
 
-    ranks: dict[bytes, int]  # of every token that BPE can make, all 256 bytes included
-    pattern: SplitPattern
     added: tuple[AddedToken, ...] = ()
-    ids: tuple[int, ...] | None = None  # by rank, where ids differ from ranks; -1: a byte without a token, dropped
     unreachable: Mapping[int, bytes] = field(default_factory=dict)  # id -> bytes of tokens that no text becomes
-    whole_pieces: bool = True  # a piece that is a token is taken whole even where no merges lead to it
     nfc: bool = False
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
-    add_bos: bool = False
+    add_bos: bool = False  # the model was trained with `bos_id` before a text
+    add_eos: bool = False  # ... and with `eos_id` after it
     chat_template: str | None = None
     max_length: int | None = None
+
+    @property
+    @abstractmethod
+    def pre(self) -> str:
+        """llama.cpp's name of the way to cut text into pieces (`tokenizer.ggml.pre`)."""
+
+    @abstractmethod
+    def own_tokens(self) -> dict[int, bytes]:
+        """Bytes of the ids that text without added tokens can become."""
+
+    @abstractmethod
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        """Ids of a text without added tokens, as `spelled` gave it; `first`: nothing stands before it."""
+
+    @abstractmethod
+    def extended(self, tokens: Mapping[bytes, int]) -> AnyVocabulary:
+        """With `tokens` of a vocabulary expansion. Raises FormatError where that is not possible."""
+
+    def spelled(self, text: str) -> str:
+        """Normalised text as the tokens spell it; added tokens that are `normalized` are looked for in this."""
+        return text
+
+    @property
+    def puts_space(self) -> bool:
+        """Whether `encode` puts a space before a text, so that decoding takes one away."""
+        return False
+
+    @property
+    def whole_turns(self) -> bool:
+        """Whether a turn's role and text are encoded as one text in ChatML; Qwen encodes them apart."""
+        return False
 
     @cached_property
     def special(self) -> dict[str, int]:
@@ -69,14 +100,8 @@ class Vocabulary:
     @cached_property
     def token_of_id(self) -> dict[int, bytes]:
         """Bytes of every id in use; added tokens as their name in UTF-8."""
-        tokens = dict(self.unreachable)
-        if self.ids is None:
-            tokens.update(zip(self.ranks.values(), self.ranks, strict=True))
-        else:
-            tokens.update((self.ids[rank], token) for token, rank in self.ranks.items())
-            tokens.pop(-1, None)
-        tokens.update((token.id, token.text.encode()) for token in self.added)
-        return tokens
+        added = {token.id: token.text.encode("utf-8", "replace") for token in self.added}
+        return {**self.unreachable, **self.own_tokens(), **added}
 
     @cached_property
     def tokens(self) -> list[bytes]:
@@ -90,21 +115,43 @@ class Vocabulary:
         return max(self.token_of_id) + 1
 
     @cached_property
-    def merges(self) -> list[tuple[bytes, bytes]]:
-        """The pairs of the merge list, first merge first."""
-        return merges_from_ranks(self.ranks)
-
-    @property
-    def pre(self) -> str:
-        """llama.cpp's name of the split pattern (`tokenizer.ggml.pre`)."""
-        return self.pattern.name
-
-    @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end an assistant's turn or a text: `eos_id` and every control token known to do so."""
         named = (self.special[name] for name in END_NAMES if name in self.special)
         own = () if self.eos_id is None else (self.eos_id,)
         return tuple(sorted({*own, *named}))
+
+
+@dataclass(frozen=True)
+class Vocabulary(AnyVocabulary):
+    """Byte-level BPE: everything that `Tokenizer` needs and the exporters write."""
+
+    ranks: dict[bytes, int]  # of every token that BPE can make, all 256 bytes included
+    pattern: SplitPattern
+    ids: tuple[int, ...] | None = None  # by rank, where ids differ from ranks; -1: a byte without a token, dropped
+    whole_pieces: bool = True  # a piece that is a token is taken whole even where no merges lead to it
+
+    @property
+    def pre(self) -> str:
+        return self.pattern.name
+
+    def own_tokens(self) -> dict[int, bytes]:
+        if self.ids is None:
+            return dict(zip(self.ranks.values(), self.ranks, strict=True))
+        return {self.ids[rank]: token for token, rank in self.ranks.items() if self.ids[rank] >= 0}
+
+    @cached_property
+    def _bpe(self) -> ByteBPE:
+        return ByteBPE(self.ranks, self.pattern)
+
+    def encode(self, text: str, *, first: bool = True) -> list[int]:
+        ranks, ids = self._bpe.encode(text), self.ids
+        return ranks if ids is None else [token_id for rank in ranks if (token_id := ids[rank]) >= 0]
+
+    @cached_property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The pairs of the merge list, first merge first."""
+        return merges_from_ranks(self.ranks)
 
     def extended(self, tokens: Mapping[bytes, int]) -> Vocabulary:
         """With `tokens` of a vocabulary expansion; known tokens and ids in use are skipped, as in the original."""
@@ -123,7 +170,7 @@ def qwen(ranks: dict[bytes, int]) -> Vocabulary:
     """Qwen-1's vocabulary over `ranks`: 208 control tokens after the last rank, NFC, no BOS."""
     added = tuple(AddedToken(name, len(ranks) + at, normalized=True) for at, name in enumerate(QWEN_CONTROL_TOKENS))
     end = added[0].id
-    return Vocabulary(ranks, QWEN, added, nfc=True, eos_id=end, pad_id=end, max_length=QWEN_MAX_LENGTH)
+    return Vocabulary(ranks, QWEN, added=added, nfc=True, eos_id=end, pad_id=end, max_length=QWEN_MAX_LENGTH)
 
 
 def merges_from_ranks(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:

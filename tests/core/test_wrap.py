@@ -50,7 +50,7 @@ def shown(text: str, columns: int, cuts: list[int] | None = None) -> list[str]:
 def test_words_go_whole_to_the_next_line() -> None:
     assert shown("the quick brown fox", 12) == ["the quick ", "brown fox"]
     assert shown("one two three", 9, [1] * 13) == ["one two ", "three"]
-    assert shown("well-known words", 9) == ["well-", "known", "words"]
+    assert shown("well-known words", 9) == ["well-", "known ", "words"]
 
 
 def test_chinese_breaks_anywhere_and_long_words_break_hard() -> None:

@@ -131,7 +131,7 @@ BAD_LINES = [
     ({"prompt": "x", "messages": []}, "the line needs either"),
     ({"prompt": ""}, "'prompt' must be a text"),
     ({"prompt": 5}, "'prompt' must be a text"),
-    ({"messages": []}, "'messages' must be a list of objects"),
+    ({"messages": []}, "'messages' is empty"),
     ({"messages": ["hello"]}, "'messages' must be a list of objects"),
     ({"messages": [{"role": "user", "content": "x"}], "system": 4}, "'system' must be a text"),
     ({"prompt": "x", "temprature": 1}, "there is no field 'temprature': did you mean 'temperature'?"),

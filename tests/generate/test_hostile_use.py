@@ -57,7 +57,7 @@ def test_a_wrong_prompt_is_one_sentence(model: Model, call: str, number: int) ->
     "ids",
     [(5, 6, 7), range(5, 8), iter([5, 6, 7]), np.array([5, 6, 7]), np.array([5, 6, 7], np.uint8), torch.tensor([5, 6, 7]),
      list(np.array([5, 6, 7]))],
-    ids=str,
+    ids=["tuple", "range", "iterator", "int64", "uint8", "torch", "list of int64"],
 )  # fmt: skip
 def test_ids_may_come_in_any_natural_form(model: Model, ids: Any) -> None:
     expected = model.generate([5, 6, 7], max_new_tokens=4, temperature=0).ids

@@ -22,7 +22,7 @@ class ByteVocabulary:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b"<end>"
 
-    def stream(self, *, skip_special: bool = False) -> ByteDecoder:
+    def stream(self, *, skip_special: bool = False, continues: bool = False) -> ByteDecoder:
         assert skip_special
         return ByteDecoder()
 

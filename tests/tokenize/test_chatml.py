@@ -118,3 +118,11 @@ def test_control_tokens_are_exactly_those_of_the_builder(
     assert control == ["<|im_start|>", "<|im_end|>"] * len(turns) + ["<|im_start|>"]
     assert all(qwen.is_special(i) == s.control for s in segments for i in s.ids)
     assert all(qwen.decode(s.ids) == qwen.decode(qwen.encode(s.text)) for s in segments if not s.control)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "text", {"role": "user"}, [None], ["text"], [["user", "Hi"]]])
+def test_what_is_no_list_of_messages_is_one_sentence(qwen: Tokenizer, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="'messages' must be a list"):
+        qwen.chat(wrong)
+    with pytest.raises(UsageError, match="'tools' must be a list"):
+        qwen.chat([], tools=wrong if wrong is not None else [None])

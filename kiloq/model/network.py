@@ -41,6 +41,23 @@ class Context:
     cache: KVCache | None
 
 
+class Linear(nn.Linear):
+    """nn.Linear that draws no weights of its own: they come from a file, or from `init_weights`.
+
+    On the meta device PyTorch's own drawing would import its compiler, two seconds of every start.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leaves the memory as it is."""
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding without weights of its own; see Linear."""
+
+    def reset_parameters(self) -> None:
+        """Leaves the memory as it is."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension."""
 
@@ -63,10 +80,10 @@ class Attention(nn.Module):
         super().__init__()
         c, self.layer = config, layer
         self.head_dim = c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_heads * c.head_dim, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.output_bias)
+        self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.o_proj = Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.output_bias)
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
 
@@ -94,9 +111,9 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c = config
-        self.gate_proj = nn.Linear(c.hidden_size, c.ffn_size, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.hidden_size, c.ffn_size, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.ffn_size, c.hidden_size, bias=c.mlp_bias)
+        self.gate_proj = Linear(c.hidden_size, c.ffn_size, bias=c.mlp_bias)
+        self.up_proj = Linear(c.hidden_size, c.ffn_size, bias=c.mlp_bias)
+        self.down_proj = Linear(c.ffn_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
@@ -127,10 +144,10 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids_BT: Tensor, *, last_only: bool = False, **options: object) -> Tensor:
         """Logits, float32 [B, T, V]; [B, 1, V] of each row's last valid token with `last_only`.

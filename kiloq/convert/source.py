@@ -80,12 +80,16 @@ class ModelSource:
     def check_finite(self) -> list[str]:
         """Names of tensors with NaN or infinity, also noted in `warnings`; reads every weight once."""
         bad = [name for name in self._entries if not _all_finite(self.tensor(name))]
-        if bad:
+        self.warn_of_broken(bad)
+        return bad
+
+    def warn_of_broken(self, names: list[str]) -> None:
+        """Notes in `warnings` that these tensors hold NaN or infinity; nothing where there are none."""
+        if names:
             self.warnings.append(
-                f"{self.path}: {len(bad)} tensors hold NaN or infinity (first: {shown(bad[0])}): "
+                f"{self.path}: {len(names)} tensors hold NaN or infinity (first: {shown(names[0])}): "
                 "the answers will be garbage, so get the file again"
             )
-        return bad
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:

@@ -59,19 +59,18 @@ def load(
     path = resolve(name_or_path)
     say("reading the files")
     source = open_model(path)
-    warnings = list(source.warnings)
     tokenizer = None
     if source.tokenizer_path is not None:
         say("reading the tokenizer")
         tokenizer = Tokenizer.load(source.tokenizer_path)
-    backend = _torch_backend(source, weights, kv, device, say, warnings)
+    backend = _torch_backend(source, weights, kv, device, say)
     return Model(
         backend,
         tokenizer,
         name=str(name_or_path),
         defaults=_defaults(source.generation, tokenizer),
         eos_ids=_end_ids(source, tokenizer),
-        warnings=warnings,
+        warnings=source.warnings,
     )
 
 
@@ -80,9 +79,7 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{option} is {value!r:.60}: it must be one of {', '.join(choices)}")
 
 
-def _torch_backend(
-    source: ModelSource, weights: str, kv: str, device: str, say: Progress, warnings: list[str]
-) -> TorchBackend:
+def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, say: Progress) -> TorchBackend:
     try:
         import torch
     except ImportError:
@@ -92,7 +89,7 @@ def _torch_backend(
 
     place = _device(device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    chosen = weights if weights != "auto" else _auto_dtype(source, place.type, warnings)
+    chosen = weights if weights != "auto" else _auto_dtype(source, place.type)
     say(f"loading the weights as {chosen}")
     with torch.device("meta"):
         network = Network(source.config)
@@ -102,8 +99,7 @@ def _torch_backend(
         if not _finite(tensor):
             broken.append(name)
         state[name] = tensor
-    if broken:
-        warnings.append(f"{source.path}: {len(broken)} tensors, {broken[0]} first, have NaN or infinite values")
+    source.warn_of_broken(broken)
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False)
     return TorchBackend(network, cache_dtype=dtypes.get(kv))
@@ -137,13 +133,13 @@ def _device(name: str) -> torch.device:
     return place
 
 
-def _auto_dtype(source: ModelSource, device: str, warnings: list[str]) -> str:
+def _auto_dtype(source: ModelSource, device: str) -> str:
     """The stored precision, except where the device cannot compute in it or it would not fit."""
     stored = "fp32" if source.dtype == "fp16" and device == "cpu" else source.dtype
     room = (machine.memory()[1] or 0) * MEMORY_SHARE
     converted = source.quantised or stored != source.dtype
     if stored == "fp32" and converted and device == "cpu" and 0 < room < weight_bytes(source.config, "fp32"):
-        warnings.append(
+        source.warnings.append(
             f"{source.path}: loaded as bf16, because fp32 needs {weight_bytes(source.config, 'fp32') / 2**30:.1f} GiB "
             f"and {room / 2**30:.1f} GiB are free for it (--weights fp32 insists)"
         )

@@ -51,9 +51,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # subtracted for every time a token is in the answer (OpenAI)
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to a token id's logit
     seed: int | None = None  # None: a fresh one each time
-    stop: tuple[
-        str, ...
-    ] = ()  # (a single text is taken too) the answer ends before the first of these; they are never shown
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these, which is never shown; one text is taken too
     stop_ids: tuple[int, ...] = ()  # the answer ends at these tokens, besides the model's own end tokens
     max_new_tokens: int = 512
     min_new_tokens: int = 0  # end tokens are impossible before

@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 from support import qwen_vocabulary, shared
 
 import kiloq
+from kiloq.convert.source import open_model
+from kiloq.convert.write_gguf import write_gguf_file
 from kiloq.core.errors import FormatError, MissingError, UsageError
+from kiloq.core.safetensors import write_safetensors
 
 
 def copied(case: str, target: Path) -> Path:
@@ -162,24 +165,51 @@ def test_a_model_without_a_tokenizer_takes_ids_and_says_so() -> None:
         model.generate([1], max_tokens=3)
 
 
-def test_loading_needs_no_second_copy(tmp_path: Path) -> None:
-    """A 200 MB fp32 folder in a fresh process: private memory grows by far less than the weights (they stay mapped)."""
-    from kiloq.core.safetensors import write_safetensors
-
-    folder = copied("m18b", tmp_path)
+def wide_folder(target: Path) -> Path:
+    """A folder of 200 MB in fp32: two matrices of 400,000 rows and little else."""
+    folder = copied("m18b", target)
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 400_000}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: value.numpy() for name, value in load_file(folder / "model.safetensors").items()}
     for name in ("transformer.wte.weight", "lm_head.weight"):
         tensors[name] = np.zeros((400_000, 64), np.float32)
     write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def peak_mib(path: Path, weights: str) -> float:
+    """MiB by which the peak of a fresh process's resident memory grows while it loads `path`."""
     script = (
         "import kiloq, sys, torch\n"
-        "def anonymous():\n"
-        "    return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) / 1024\n"
-        "import kiloq.generate.load, kiloq.generate.torch_backend\n"
-        "before = anonymous(); model = kiloq.load(sys.argv[1]); print(anonymous() - before)\n"
+        "import kiloq.generate.load, kiloq.generate.torch_backend, gguf.quants\n"
+        "def peak():\n"  # not ru_maxrss, which starts at what the parent process had
+        "    return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) / 1024\n"
+        "before = peak(); model = kiloq.load(sys.argv[1], weights=sys.argv[2]); print(peak() - before)\n"
         "assert 'torch._dynamo' not in sys.modules  # PyTorch's compiler: two seconds that nobody asked for"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 110  # MiB: torch's own start-up takes about 70; a copy would be 200 more
+    command = [sys.executable, "-c", script, str(path), weights]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_loading_needs_no_second_copy(tmp_path: Path) -> None:
+    """Mapped, converted and decoded weights: the peak is the file's pages, what was made of them, and 80 for start-up.
+
+    A second copy of 196 MiB of fp32 would go over each bound. Pages count, because every weight is read once.
+    """
+    folder = wide_folder(tmp_path)
+    assert peak_mib(folder, "fp32") < 196 + 80
+    assert peak_mib(folder, "bf16") < 98 + 196 + 80  # the mapped file's pages and the converted weights
+    write_gguf_file(open_model(folder), tmp_path / "wide.gguf", "q8_0")
+    assert peak_mib(tmp_path / "wide.gguf", "fp32") < 196 + 54 + 80  # the file's pages, and a few rows in the making
+
+
+@pytest.mark.parametrize(("available", "dtype"), [(1 << 40, "fp32"), (300_000, "bf16")])
+def test_quantised_files_become_fp32_where_that_fits(
+    available: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf_file(open_model(shared("goldens", "model", "m18b")), tmp_path / "tiny.gguf", "q8_0")
+    monkeypatch.setattr("kiloq.core.machine.memory", lambda: (available, available))
+    model = kiloq.load(tmp_path / "tiny.gguf", device="cpu")
+    assert model.dtype == dtype
+    assert any("loaded as bf16" in warning for warning in model.warnings) == (dtype == "bf16")
+    assert kiloq.load(tmp_path / "tiny.gguf", device="cpu", weights="fp32").dtype == "fp32"

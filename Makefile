@@ -34,13 +34,16 @@ clean:
 	@echo "making .venv ..." >&2
 	@$(PYTHON) -m venv .venv
 
-.venv/.chat-ready: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing kiloq and PyTorch into .venv (once) ..." >&2
-	@$(PIP) $(TORCH) >&2
-	@$(PIP) --editable '.[train]' >&2
+# The native engine is built here; without a compiler PyTorch is installed to do its work.
+.venv/.chat-ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kiloq/native/src/*) | .venv/bin/python
+	@echo "installing kiloq into .venv, which compiles its engine (once, a minute or two) ..." >&2
+	@$(PIP) --editable . >&2
+	@$(BIN)/python -c 'import sys; from kiloq import native; sys.exit(native.engine() is None)' || \
+		{ echo "there is no C++ compiler here: installing PyTorch for the slower engine ..." >&2; $(PIP) $(TORCH) >&2; }
 	@touch $@
 
 .venv/.dev-ready: .venv/.chat-ready
-	@echo "installing the test tools into .venv (once) ..." >&2
+	@echo "installing PyTorch and the test tools into .venv (once) ..." >&2
+	@$(PIP) $(TORCH) >&2
 	@$(PIP) --editable '.[all,dev]' >&2
 	@touch $@

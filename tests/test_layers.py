@@ -14,7 +14,8 @@ PACKAGE = ROOT / "kiloq"
 ROWS = [
     {"core"},
     {"tokenize", "model", "native"},
-    {"prepare", "train", "quantize", "convert"},
+    {"convert"},
+    {"prepare", "train", "quantize"},
     {"generate"},
     {"align", "chat"},
     {"evaluate", "serve"},

@@ -35,7 +35,7 @@ DEFAULTS = {
     "mistral": (131072, 1e-6, 10000.0),
 }
 FULL, SLIDING = "full_attention", "sliding_attention"  # values of layer_types
-REFUSED_KEYS = ("quantization_config", "num_experts", "num_local_experts", "n_routed_experts", "vision_config")
+REFUSED_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "vision_config")
 
 
 def read_config(fields: Fields) -> ModelConfig:
@@ -90,7 +90,7 @@ def _family(fields: Fields) -> str:
         )
     for key in REFUSED_KEYS:
         if fields.values.get(key):
-            raise FormatError(f"{fields.path}: has {shown(key)}: only dense, unquantised text models are read")
+            raise FormatError(f"{fields.path}: has {shown(key)}: only dense text models are read")
     fields.require("hidden_act", "silu", "silu", "SwiGLU is the only feed-forward layer here")
     return family
 

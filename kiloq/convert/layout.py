@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 # Buffers that old checkpoints carry and that are computed, never loaded.
@@ -37,6 +38,13 @@ class Entry:
         """The canonical tensor from the stored one: a view unless rows have to be reordered."""
         part = stored if self.rows is None else stored[self.rows[0] : self.rows[1]]
         return neox_rows(part, self.permuted_heads) if self.permuted_heads else part
+
+    def stored_rows(self, begin: int, end: int) -> slice | npt.NDArray[np.int64]:
+        """Where rows [begin, end) of the canonical tensor lie among the stored ones; a slice where they are in order."""
+        if self.permuted_heads:
+            return self.read(np.arange(self.stored_shape[0]))[begin:end]
+        first = self.rows[0] if self.rows else 0
+        return slice(first + begin, first + end)
 
 
 def llama_rows(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Any door in: `open_model` reads a Qwen-1 folder, a Hugging Face folder or a GGUF into one interface.
+"""Any door in: `open_model` reads a Qwen-1 or Hugging Face folder, GPTQ or not, or a GGUF into one interface.
 
 Everything is checked before a tensor is touched: the configuration, then names, shapes and types of all tensors
 against what that configuration needs. Values are read one tensor at a time, mapped where the file stores them as
@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kiloq.convert import generation, gguf_names, hf, qwen1, rope
+from kiloq.convert import generation, gguf_names, gptq, hf, qwen1, rope
 from kiloq.convert.fields import Fields
 from kiloq.convert.folder import FolderTensors, inside
 from kiloq.convert.generation import GenerationDefaults
+from kiloq.convert.gptq import GPTQTensors
+from kiloq.convert.integers import Integers, from_blocks
 from kiloq.convert.layout import IGNORED, Entry
 from kiloq.core.dtypes import WEIGHT_NAMES
-from kiloq.core.errors import FormatError, MissingError
+from kiloq.core.errors import FormatError, MissingError, UsageError
 from kiloq.core.files import shown
 from kiloq.core.gguf import GGUFFile
 from kiloq.core.safe_json import load_object
@@ -30,6 +32,9 @@ MAX_CONFIG_BYTES = 4 << 20
 FINITE_ELEMENTS = 1 << 22  # checked at a time
 # A folder with one of these has a tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "qwen.tiktoken", "vocab.json")
+
+
+AnyTensors = FolderTensors | GPTQTensors | GGUFFile
 
 
 @dataclass
@@ -45,7 +50,7 @@ class ModelSource:
     tokenizer_path: Path | None  # what Tokenizer.load takes; None: the model comes without
     warnings: list[str]
     metadata: dict[str, Any]  # config.json or GGUF metadata as it is
-    _tensors: FolderTensors | GGUFFile = field(repr=False)
+    _tensors: AnyTensors = field(repr=False)
     _entries: dict[str, Entry] = field(repr=False)
 
     def names(self) -> list[str]:
@@ -63,7 +68,25 @@ class ModelSource:
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """Values in the stored type, a view of the file; float32 and decoded where it is quantised."""
         entry = self._entry(name)
+        if isinstance(self._tensors, GPTQTensors) and (found := self.integers(name)):
+            return found.decode()  # of a fused matrix only the rows that are asked for
         return entry.read(self._tensors.array(entry.stored))
+
+    def integers(self, name: str, rows: tuple[int, int] | None = None) -> Integers | None:
+        """The stored integers of a quantised matrix, or of its rows [begin, end), not decoded; None: not stored so.
+
+        GPTQ's 4 and 8 bits and GGUF's Q4_0, Q4_1 and Q8_0 are given. Raises FormatError for damaged integers.
+        """
+        entry = self._entry(name)
+        begin, end = rows or (0, entry.shape[0])
+        if not 0 <= begin <= end <= entry.shape[0]:
+            raise UsageError(f"rows {begin} to {end} of {name}, which has {entry.shape[0]}: they are not all there")
+        where = entry.stored_rows(begin, end)
+        if isinstance(self._tensors, GPTQTensors):
+            return self._tensors.integers(entry.stored, where)
+        if len(entry.shape) != 2 or not isinstance(self._tensors, GGUFFile):
+            return None
+        return from_blocks(self._tensors.raw(entry.stored)[where], self._tensors.info(entry.stored)[0])
 
     def stored_types(self) -> dict[str, int]:
         """How many tensors are stored in each type, e.g. {"Q4_1": 210, "F32": 61}."""
@@ -117,12 +140,14 @@ def _open_folder(folder: Path) -> ModelSource:
     architectures = fields.get("architectures", list, [])
     old = qwen1.ARCHITECTURE in architectures or (not architectures and fields.values.get("model_type") == "qwen")
     reader = qwen1 if old else hf
+    stored = gptq.read_settings(folder, fields)
     try:
         config = reader.read_config(fields)
     except FormatError as error:
         raise _named(error, config_path) from None
-    tensors = FolderTensors(folder)
-    entries = reader.entries(config)
+    files, entries = FolderTensors(folder), reader.entries(config)
+    wanted = {entry.stored for entry in entries.values()}
+    tensors = files if stored is None else GPTQTensors(files, stored, wanted)
     _check(tensors, entries, spare={"lm_head.weight"} if config.tied_embeddings else set())
     warnings = []
     if "auto_map" in fields.values:
@@ -132,8 +157,8 @@ def _open_folder(folder: Path) -> ModelSource:
         path=folder,
         kind="qwen1" if old else "hf",
         config=config,
-        dtype=WEIGHT_NAMES[tensors.info(entries["embed_tokens.weight"].stored)[0]],
-        quantised=False,
+        dtype="fp32" if stored else WEIGHT_NAMES[tensors.info(entries["embed_tokens.weight"].stored)[0]],
+        quantised=stored is not None,
         generation=generation.read_folder(folder, fields),
         tokenizer_path=folder if has_tokenizer else None,
         warnings=warnings,
@@ -173,7 +198,7 @@ def _has_tokenizer(file: GGUFFile) -> bool:
     return "tokenizer.ggml.tokens" in file.metadata and kind not in ("none", "no_vocab")
 
 
-def _check(tensors: FolderTensors | GGUFFile, entries: dict[str, Entry], spare: set[str]) -> None:
+def _check(tensors: AnyTensors, entries: dict[str, Entry], spare: set[str]) -> None:
     """All tensors that the configuration needs are there in its shapes and in a type of weights, and no others."""
     needed = {entry.stored: entry.stored_shape for entry in entries.values()}
     present = tensors.names()
@@ -192,15 +217,15 @@ def _check(tensors: FolderTensors | GGUFFile, entries: dict[str, Entry], spare: 
                 f"{_file_of(tensors, name)}: tensor {shown(name)} has shape {list(shape)}, and its configuration "
                 f"needs {list(needed[name])}"
             )
-        if isinstance(tensors, FolderTensors) and kind not in WEIGHT_NAMES:
+        if not isinstance(tensors, GGUFFile) and kind not in (*WEIGHT_NAMES, *gptq.TYPES):
             raise FormatError(
                 f"{_file_of(tensors, name)}: tensor {shown(name)} has type {shown(kind)}: weights are read as "
                 f"{', '.join(WEIGHT_NAMES)}"
             )
 
 
-def _file_of(tensors: FolderTensors | GGUFFile, name: str) -> Path:
-    return tensors.file_of(name) if isinstance(tensors, FolderTensors) else tensors.path
+def _file_of(tensors: AnyTensors, name: str) -> Path:
+    return tensors.path if isinstance(tensors, GGUFFile) else tensors.file_of(name)
 
 
 def _named(error: FormatError, path: Path) -> FormatError:

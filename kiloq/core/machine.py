@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def core_quota() -> float | None:
     if quota and period and quota.isdigit() and period.isdigit() and int(period):
         return int(quota) / int(period)
     return None
+
+
+def usable_cores() -> int:
+    """Threads that are worth having: the allowed processors, no more than the cgroup's quota grants time for."""
+    quota = core_quota()
+    return allowed_cores() if quota is None else max(1, min(allowed_cores(), math.ceil(quota)))
 
 
 def memory() -> tuple[int | None, int | None]:

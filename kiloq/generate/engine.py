@@ -2,8 +2,8 @@
 
 The life of a request: (1) `submit` checks that the prompt fits and opens a sequence; (2) each `step` feeds every
 waiting prompt one chunk and every running answer one token, in one backend call; (3) a finished prompt forks into its
-n answers; (4) each answer's logits are penalised, sampled and checked for an end; (5) its token becomes text that is
-complete UTF-8 and free of stop strings; (6) a finished answer frees its sequence and leaves a Completion.
+n answers; (4) each answer's next token is drawn, in that same call, and checked for an end; (5) its token becomes
+text that is complete UTF-8 and free of stop strings; (6) a finished answer frees its sequence and leaves a Completion.
 
 Dynamic NTK belongs to the request: before a token is fed, the alpha of the length it makes is compared with the one
 its cache was built with; when it differs the cache is forgotten and the whole sequence run again, so that every
@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiloq.core.errors import ContextError, UsageError
-from kiloq.generate import sampling
-from kiloq.generate.backend import Backend, Row
+from kiloq.generate.backend import Backend, Draw, Outcome, Row, drawn
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.records import Completion, FinishReason, Timings, TokenLogprob, Usage
+from kiloq.generate.samplers import Sampler, make_sampler
 from kiloq.generate.stop import StopMatcher
 from kiloq.model.ntk import ntk_alpha
 
@@ -94,8 +94,9 @@ class Answer:
     first_token_s: float = 0.0
     decoder: Decoder | None = None
     stops: StopMatcher | None = None
+    sampler: Sampler | None = None
     random: np.random.Generator | None = None
-    counts: Counter[int] = field(default_factory=Counter)
+    uniform: float | None = None  # of the next token; kept when a step is cut short, so that it is drawn once
 
     def length(self) -> int:
         """Tokens of prompt and answer."""
@@ -130,10 +131,12 @@ class Engine:
         first = Answer(request, 0, sequence=self.backend.open())
         first.alpha = self._alpha(first, len(prompt))
         request.answers = [first, *(Answer(request, index) for index in range(1, params.n))]
+        sampler = make_sampler(params, prompt)
         for answer in request.answers:
             if self._vocabulary is not None:
                 answer.decoder = self._vocabulary.stream(skip_special=True, continues=continues)
             answer.stops = StopMatcher(params.stop)
+            answer.sampler = sampler.fork()
             key = np.array([seed, answer.index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
             answer.random = np.random.Generator(np.random.Philox(key=key))
         self._running.append(first)
@@ -189,19 +192,19 @@ class Engine:
         behind = deque(live)  # their caches may be ahead of what they know
         try:
             rows = [self._next_row(answer) for answer in live]
-            for row, logits in zip(rows, self.backend.step(rows), strict=True):
+            for row, outcome in zip(rows, self.backend.step(rows), strict=True):
                 answer = behind.popleft()
                 answer.fed += len(row.ids)
-                if logits is not None and answer.completion is None:
-                    self._continue_or_fail(answer, logits)
+                if (row.want_logits or row.draw is not None) and answer.completion is None:
+                    self._continue_or_fail(answer, outcome)
         except BaseException:
             for answer in behind:
                 answer.sequence, answer.fed = self.backend.open(), 0
             raise
 
-    def _continue_or_fail(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+    def _continue_or_fail(self, answer: Answer, outcome: Outcome) -> None:
         try:
-            self._continue(answer, logits)
+            self._continue(answer, outcome)
         except BaseException as error:
             self.cancel(answer.request)
             if not isinstance(error, Exception):
@@ -241,9 +244,23 @@ class Engine:
             self.backend.clear(answer.sequence)
             answer.alpha, answer.fed = alpha, 0
         end = min(answer.fed + PREFILL_CHUNK, answer.length())
-        return Row(answer.sequence, answer.tokens(answer.fed, end), alpha, want_logits=end == answer.length())
+        ids = answer.tokens(answer.fed, end)
+        if end < answer.length():
+            return Row(answer.sequence, ids, alpha)
+        shared = not answer.ids and answer.index == 0 and answer.request.params.n > 1  # its twins draw from them too
+        with_logits = shared or answer.request.params.logprobs is not None
+        return Row(answer.sequence, ids, alpha, want_logits=with_logits, draw=None if shared else self._draw(answer))
 
-    def _continue(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+    def _draw(self, answer: Answer) -> Draw:
+        params = answer.request.params
+        assert answer.random is not None and answer.sampler is not None
+        if answer.uniform is None:
+            answer.uniform = float(answer.random.random())
+        vocabulary = self.backend.config.vocab_size
+        banned = [*self._eos_ids, *params.stop_ids] if len(answer.ids) < params.min_new_tokens else []
+        return Draw(answer.sampler, answer.uniform, [token for token in banned if token < vocabulary])
+
+    def _continue(self, answer: Answer, outcome: Outcome) -> None:
         request = answer.request
         if not answer.ids:
             answer.first_token_s = time.perf_counter()
@@ -252,20 +269,25 @@ class Engine:
                     twin.sequence = self.backend.fork(answer.sequence)
                     twin.fed, twin.alpha, twin.first_token_s = answer.fed, answer.alpha, answer.first_token_s
                     self._running.append(twin)
-                    self._sample(twin, logits)
-        self._sample(answer, logits)
+                    self._take(twin, self._pick(twin, outcome))
+        self._take(answer, outcome if outcome.token is not None else self._pick(answer, outcome))
 
-    def _sample(self, answer: Answer, logits: NDArray[np.float32]) -> None:
-        params, random = answer.request.params, answer.random
-        assert random is not None
-        banned = [*self._eos_ids, *params.stop_ids] if len(answer.ids) < params.min_new_tokens else []
-        banned = [token for token in banned if token < len(logits)]
-        steered = sampling.penalise(logits, params, answer.request.prompt, answer.counts, banned)
-        token = sampling.choose(steered, params, float(random.random()))
-        if params.logprobs is not None:
-            answer.logprobs.append(self._logprob(logits, token, params.logprobs))
+    def _pick(self, answer: Answer, outcome: Outcome) -> Outcome:
+        """The answer's own token from logits that several answers share."""
+        row = Row(None, [], answer.alpha, want_logits=True, draw=self._draw(answer))
+        return drawn(row, outcome.logits_V) if outcome.error is None else outcome
+
+    def _take(self, answer: Answer, outcome: Outcome) -> None:
+        """The next token is known: counts it, and shows it."""
+        if outcome.error is not None:
+            raise outcome.error
+        params, sampler, token = answer.request.params, answer.sampler, outcome.token
+        assert token is not None and sampler is not None
+        if params.logprobs is not None and outcome.logits_V is not None:
+            answer.logprobs.append(self._logprob(sampler, outcome.logits_V, token, params.logprobs))
+        answer.uniform = None
         answer.ids.append(token)
-        answer.counts[token] += 1
+        sampler.accept(token)
         self._emit(answer, token)
 
     def _emit(self, answer: Answer, token: int) -> None:
@@ -316,13 +338,10 @@ class Engine:
             if twin.completion is None and twin not in self._running:
                 self._finish(twin, "cancelled")
 
-    def _logprob(self, logits: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
-        logprobs_V = sampling.log_softmax(logits)
-        top = tuple(
-            TokenLogprob(other, self._bytes(other), logprob)
-            for other, logprob in sampling.top_logprobs(logprobs_V, count)
-        )
-        return TokenLogprob(token, self._bytes(token), float(logprobs_V[token]), top)
+    def _logprob(self, sampler: Sampler, logits_V: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
+        own, best = sampler.logprobs(logits_V, token, count)
+        top = tuple(TokenLogprob(other, self._bytes(other), logprob) for other, logprob in best)
+        return TokenLogprob(token, self._bytes(token), own, top)
 
     def _text(self, decoder: Decoder, token: int) -> str:
         try:

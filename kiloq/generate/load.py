@@ -1,7 +1,8 @@
 """`load`: from a name, a folder or a GGUF file to a `Model` that answers.
 
-Weights are mapped from the file where their type is kept, so loading costs no copy; where it changes, one tensor at
-a time is converted, so the peak is the model's own size plus its largest tensor.
+On a CPU the native engine runs it, without PyTorch; on a GPU, for fp16, and where the native engine could not be
+built, PyTorch does. There weights are mapped from the file where their type is kept; where it changes, one tensor at a
+time is converted, so the peak is the model's own size plus its largest tensor.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kiloq import native
 from kiloq.convert.assets import resolve
 from kiloq.convert.generation import GenerationDefaults
 from kiloq.convert.source import ModelSource, open_model
 from kiloq.core import machine
 from kiloq.core.errors import MissingError, UsageError
+from kiloq.generate import native_load
+from kiloq.generate.backend import Backend
 from kiloq.generate.model import Model
+from kiloq.generate.native_backend import NativeBackend
 from kiloq.generate.params import SamplingParams
 from kiloq.model.flops import weight_bytes
 from kiloq.tokenize.tokenizer import Tokenizer
@@ -27,7 +32,11 @@ if TYPE_CHECKING:
 
     from kiloq.generate.torch_backend import TorchBackend
 
-WEIGHTS = ("auto", "fp32", "bf16", "fp16")
+WEIGHTS = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
+CACHES = ("auto", "fp32", "bf16", "fp16", "int8")
+ENGINES = ("auto", "native", "torch")
+GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and either under WSL
+CACHE_LIMIT_BYTES = 1 << 40  # of address space: the engine's context limit comes first
 MEMORY_SHARE = 0.6  # of what is free; ours: the rest is for the cache, activations and everyone else
 
 Progress = Callable[[str], None]
@@ -39,21 +48,29 @@ def load(
     weights: str = "auto",
     kv: str = "auto",
     device: str = "auto",
+    engine: str = "auto",
+    threads: int = 0,
     progress: Progress | None = None,
 ) -> Model:
     """Opens a model for generation.
 
-    name_or_path: a name of `kiloq get`, a model folder (Qwen-1, Qwen1.5 to dense Qwen3, LLaMA-shaped) or a .gguf file.
-    weights: precision of the weights, fp32, bf16 or fp16; auto keeps what the file has (fp16 becomes fp32 on a CPU,
-        which cannot compute in it; quantised files become fp32 where that fits into memory, else bf16).
-    kv: precision of the key/value cache; auto is that of the weights.
-    device: a torch device such as cpu or cuda:0; auto takes a GPU where there is one.
+    name_or_path: a name of `kiloq get`, a model folder (Qwen-1, Qwen1.5 to dense Qwen3, LLaMA-shaped, GPTQ or not) or
+        a .gguf file.
+    weights: precision of the weights, fp32, bf16, int8 or int4 (groups of 32), or fp16 on a GPU; auto keeps what the
+        file has: its integers as they are (other quantised types become int8), its floats (fp16 becomes fp32 on a CPU).
+    kv: precision of the key/value cache, fp32, bf16 or int8; auto is fp32 for fp32 weights and bf16 for all others.
+    device: cpu, or a torch device such as cuda:0; auto takes a GPU where there is one.
+    engine: native (CPU) or torch; auto takes the native one where it can run the model.
+    threads: of the native engine; 0: as many as the process may use.
     progress: called with one line for each step.
     Raises MissingError, FormatError or UsageError with one sentence.
     """
     say = progress or (lambda line: None)
     _check_choice("weights", weights, WEIGHTS)
-    _check_choice("kv", kv, WEIGHTS)
+    _check_choice("kv", kv, CACHES)
+    _check_choice("engine", engine, ENGINES)
+    if type(threads) is not int or not 0 <= threads <= machine.allowed_cores():
+        raise UsageError(f"threads is {threads!r:.60}: it must be a whole number from 0 to {machine.allowed_cores()}, the cores that this process may use")  # fmt: skip
     if not isinstance(name_or_path, (str, Path)) or not str(name_or_path):
         raise UsageError(f"the model is {name_or_path!r:.60}: give a name such as smollm2, a folder or a .gguf file")
     path = resolve(name_or_path)
@@ -63,7 +80,11 @@ def load(
     if source.tokenizer_path is not None:
         say("reading the tokenizer")
         tokenizer = Tokenizer.load(source.tokenizer_path)
-    backend = _torch_backend(source, weights, kv, device, say)
+    module = _native_engine(source, weights, kv, device, engine)
+    if module is not None:
+        backend: Backend = _native_backend(module, source, weights, kv, threads, say)
+    else:
+        backend = _torch_backend(source, weights, kv, device, say)
     return Model(
         backend,
         tokenizer,
@@ -79,6 +100,55 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{option} is {value!r:.60}: it must be one of {', '.join(choices)}")
 
 
+def _native_engine(source: ModelSource, weights: str, kv: str, device: str, engine: str) -> Any | None:
+    """The native engine's module where it is to run the model; None where PyTorch is."""
+    needs_torch = "fp16" in (weights, kv) or device not in ("auto", "cpu") or (device == "auto" and _gpu_in_use())
+    if engine == "torch" or (engine == "auto" and needs_torch):
+        return None
+    if needs_torch and device != "auto":
+        raise UsageError(
+            f"the native engine runs on the CPU without fp16 (device {device}, weights {weights}, kv {kv}): leave engine out"
+        )
+    module = native.engine()
+    if module is None:
+        if engine == "native":
+            raise MissingError(native.MISSING)
+        source.warnings.append(native.MISSING)
+    elif source.config.head_dim > native.MAX_HEAD_SIZE:
+        if engine == "native":
+            raise UsageError(
+                f"head_dim {source.config.head_dim} is beyond the native engine's {native.MAX_HEAD_SIZE}: leave engine out"
+            )
+        return None
+    return module
+
+
+def _gpu_in_use() -> bool:
+    """Whether PyTorch sees a GPU; it is not even imported on a machine without one."""
+    if not any(Path(node).exists() for node in GPU_NODES):
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def _native_backend(
+    module: Any, source: ModelSource, weights: str, kv: str, threads: int, say: Progress
+) -> NativeBackend:
+    plan = native_load.slots(source, weights)
+    main = plan["layers.0.mlp.down_proj.weight"].format
+    cache = kv if kv != "auto" else "fp32" if main == "fp32" else "bf16"
+    threads = threads or machine.usable_cores()
+    say(f"packing the weights as {main}")
+    decoder = native_load.decoder(
+        module, source, plan, kv=cache, threads=threads, cache_bytes=CACHE_LIMIT_BYTES,
+        tell=lambda share: say(f"packing the weights as {main}: {share:.0%}"),
+    )  # fmt: skip
+    return NativeBackend(decoder, source.config, dtype=main, kv=cache, threads=threads)
+
+
 def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, say: Progress) -> TorchBackend:
     try:
         import torch
@@ -87,6 +157,10 @@ def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, say:
     from kiloq.generate.torch_backend import TorchBackend
     from kiloq.model.network import Network
 
+    if weights in ("int8", "int4") or kv == "int8":
+        raise UsageError(
+            f"weights {weights} with kv {kv} needs the native engine, and PyTorch runs here: choose fp32, bf16 or fp16"
+        )
     place = _device(device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     chosen = weights if weights != "auto" else _auto_dtype(source, place.type)

@@ -20,6 +20,10 @@ from kiloq.generate.params import SamplingParams
 
 Floats = NDArray[np.float32]
 LEAST_TEMPERATURE = 1e-5  # ours, and vLLM's for greedy: smaller ones would overflow, and choose the same token
+NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN or infinite): its weights are damaged or overflow in this precision; "
+    "load it with --weights fp32 or check the file with `kiloq show`"
+)
 FIRST_CANDIDATES = 256  # ours: nucleus sets of chat models are nearly always smaller
 
 
@@ -74,6 +78,7 @@ def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
         if size == len(weights) or weights[best].sum() >= target:
             break
         size = min(size * 8, len(weights))
+    best = np.flatnonzero(weights >= weights[best].min())  # with all that tie with the least of them
     best = best[np.lexsort((best, -weights[best]))]  # largest first, ties by token id
     before = np.cumsum(weights[best]) - weights[best]
     count = max(1, int(np.count_nonzero(before < target)))
@@ -83,10 +88,7 @@ def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
 def choose(logits_V: Floats, params: SamplingParams, uniform: float) -> int:
     """The token that `uniform` in [0, 1) selects; the likeliest, lowest id first, at temperature 0."""
     if not np.isfinite(logits_V.max()):
-        raise KiloqError(
-            "the model's logits are not numbers (NaN or infinite): its weights are damaged or overflow in this "
-            "precision; load it with --weights fp32 or check the file with `kiloq show`"
-        )
+        raise KiloqError(NOT_NUMBERS)
     if params.temperature == 0:
         return int(logits_V.argmax())
     ids, probabilities = filtered(logits_V, params)
@@ -107,5 +109,6 @@ def top_logprobs(logprobs_V: NDArray[np.float64], count: int) -> list[tuple[int,
     if not count:
         return []
     best = np.argpartition(logprobs_V, len(logprobs_V) - count)[len(logprobs_V) - count :]
-    best = best[np.lexsort((best, -logprobs_V[best]))]
+    best = np.flatnonzero(logprobs_V >= logprobs_V[best].min())  # with all that tie with the least of them
+    best = best[np.lexsort((best, -logprobs_V[best]))][:count]
     return [(int(token), float(logprobs_V[token])) for token in best]

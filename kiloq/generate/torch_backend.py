@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from kiloq.core.errors import UsageError
-from kiloq.generate.backend import Row
+from kiloq.generate.backend import Outcome, Row, drawn
 from kiloq.model.cache import KVCache
 from kiloq.model.network import Network
 
@@ -48,15 +48,16 @@ class TorchBackend:
         sequence.clear()
 
     @torch.inference_mode()
-    def step(self, rows: list[Row]) -> list[NDArray[np.float32] | None]:
-        """Runs all rows; logits [V] of each row's last token where wanted."""
+    def step(self, rows: list[Row]) -> list[Outcome]:
+        """Runs all rows."""
         self._check_process()
-        results: list[NDArray[np.float32] | None] = []
+        outcomes = []
         for row in rows:
             hidden = self._network.hidden(self._tensor(row.ids), cache=row.sequence, alpha=[row.alpha])
-            wanted = self._network.head(hidden[:, -1:])[0, 0] if row.want_logits else None
-            results.append(None if wanted is None else wanted.cpu().numpy())
-        return results
+            wanted = row.want_logits or row.draw is not None
+            logits_V = self._network.head(hidden[:, -1:])[0, 0].cpu().numpy() if wanted else None
+            outcomes.append(drawn(row, logits_V))
+        return outcomes
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> NDArray[np.float32]:

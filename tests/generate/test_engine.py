@@ -248,5 +248,6 @@ def test_a_half_precision_cache_changes_logits_by_its_rounding_only(network: Net
     prompt = [4, 5, 6, 7, 8]
     exact = TorchBackend(network).logits(prompt)[-1]
     backend = TorchBackend(network, cache_dtype=torch.bfloat16)
-    (halved,) = backend.step([Row(backend.open(), prompt, 1.0, want_logits=True)])
+    (outcome,) = backend.step([Row(backend.open(), prompt, 1.0, want_logits=True)])
+    halved = outcome.logits_V
     assert 0 < np.abs(halved - exact).max() < 0.3

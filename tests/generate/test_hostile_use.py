@@ -210,21 +210,21 @@ def test_an_error_in_the_loop_of_the_reader_ends_only_its_stream(model: Model, e
     assert (list(broken), other.completion.text) == ([], expected(6))
 
 
-@pytest.mark.parametrize("place", ["step", "choose"])
+@pytest.mark.parametrize("place", ["step", "_take"])
 def test_ctrl_c_anywhere_ends_one_answer_and_spares_the_others(
     model: Model, expected: Callable[[int], str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """In the network's pass, when caches are ahead of what the answers know, and while a token is chosen."""
+    """In the network's pass, when caches are ahead of what the answers know, and while a token is taken."""
     other, broken = stream(model, 6), stream(model, 5)
     pieces = iter(broken)
     read = next(pieces)
-    owner = model.engine.backend if place == "step" else __import__("kiloq.generate.sampling").generate.sampling
+    owner = model.engine.backend if place == "step" else model.engine
     whole, calls = getattr(owner, place), []
 
     def interrupted(*arguments: Any) -> Any:
         result = whole(*arguments)
         calls.append(1)
-        if len(calls) == (2 if place == "choose" else 1):  # the second to choose is the answer of `broken`
+        if len(calls) == (2 if place == "_take" else 1):  # the second token is the one of `broken`
             raise KeyboardInterrupt
         return result
 

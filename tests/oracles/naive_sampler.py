@@ -35,7 +35,8 @@ def naive_distribution(
     if params.top_k:
         threshold = sorted(scores.values(), reverse=True)[: params.top_k][-1]
         scores = {token: score for token, score in scores.items() if score >= threshold}
-    shares = _normalised({token: math.exp(score - max(scores.values())) for token, score in scores.items()})
+    best_score = max(scores.values())
+    shares = _normalised({token: math.exp(score - best_score) for token, score in scores.items()})
     if params.top_p < 1:
         kept, mass = {}, 0.0
         for token in sorted(shares, key=lambda token: (-shares[token], token)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kiloq.generate.backend import Row
+from kiloq.generate.backend import Outcome, Row, drawn
 from kiloq.model.config import ModelConfig
 
 EOS = 256
@@ -59,13 +59,13 @@ class ScriptedBackend:
     def clear(self, sequence: list[int]) -> None:
         sequence.clear()
 
-    def step(self, rows: list[Row]) -> list[np.ndarray | None]:
+    def step(self, rows: list[Row]) -> list[Outcome]:
         self.calls.append([(len(row.ids), row.alpha) for row in rows])
-        results: list[np.ndarray | None] = []
+        outcomes = []
         for row in rows:
             row.sequence.extend(row.ids)
-            results.append(self._logits(row.sequence) if row.want_logits else None)
-        return results
+            outcomes.append(drawn(row, self._logits(row.sequence)))
+        return outcomes
 
     def _logits(self, sequence: list[int]) -> np.ndarray:
         logits = np.full(self.config.vocab_size, -10.0, dtype=np.float32)

@@ -1,0 +1,87 @@
+"""The engine's native backend: all rows of a step in one call of the C++ decoder, without PyTorch.
+
+A row's logits are the same to the last bit whatever else is in the call, however its tokens were cut into calls and
+however many threads run it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiloq.core.errors import KiloqError, UsageError
+from kiloq.generate.backend import Outcome, Row
+from kiloq.generate.sampling import NOT_NUMBERS
+from kiloq.model.config import ModelConfig
+from kiloq.model.ntk import ntk_alpha
+
+LOGITS_TOKENS = 256  # of `logits`, in one call: bounds what the head's output takes
+
+
+class NativeBackend:
+    """See `Backend`."""
+
+    name = "native"
+    device = "cpu"
+
+    def __init__(self, decoder: Any, config: ModelConfig, *, dtype: str, kv: str, threads: int) -> None:
+        self._decoder = decoder
+        self._process = os.getpid()
+        self.config = config
+        self.dtype = dtype
+        self.kv = kv
+        self.threads = threads
+
+    def open(self) -> Any:
+        """A new, empty sequence."""
+        return self._decoder.open()
+
+    def fork(self, sequence: Any) -> Any:
+        """A copy of a sequence that shares its cache until one of them writes."""
+        return sequence.fork()
+
+    def clear(self, sequence: Any) -> None:
+        """Forgets the sequence's tokens."""
+        sequence.clear()
+
+    def step(self, rows: list[Row]) -> list[Outcome]:
+        """Runs all rows, and draws the tokens that are asked for."""
+        given = []
+        for row in rows:
+            draw = row.draw and (row.draw.sampler, row.draw.uniform, list(row.draw.banned))
+            given.append((row.sequence, row.ids, row.alpha, int(row.want_logits), draw))
+        logits_NV, tokens = self._run(given)
+        wanted = iter(logits_NV)
+        return [_outcome(row, wanted, token) for row, token in zip(rows, tokens, strict=True)]
+
+    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+        """Logits [T, V] of all positions in one uncached pass."""
+        config, sequence = self.config, self.open()
+        alpha = ntk_alpha(len(ids), config.train_length) if config.dynamic_ntk else 1.0
+        pieces = [ids[start : start + LOGITS_TOKENS] for start in range(0, len(ids), LOGITS_TOKENS)]
+        parts = [self._run([(sequence, piece, alpha, len(piece), None)])[0] for piece in pieces]
+        return np.concatenate(parts)
+
+    def _run(self, rows: list[tuple[Any, list[int], float, int, Any]]) -> tuple[NDArray[np.float32], list[int]]:
+        """Logits [all wanted, V], and a token for each row (-1: none was drawn or could be)."""
+        if os.getpid() != self._process:  # the threads did not come along
+            raise UsageError(
+                f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
+                "model in each process, or start processes with multiprocessing's 'spawn'"
+            )
+        given = [(sequence, np.array(ids, np.int32), *rest) for sequence, ids, *rest in rows]
+        interruptible = threading.current_thread() is threading.main_thread()  # only there do signals arrive
+        logits_NV, tokens = self._decoder.step(given, interruptible)
+        return logits_NV[:, : self.config.vocab_size], tokens
+
+
+def _outcome(row: Row, wanted: Iterator[NDArray[np.float32]], token: int) -> Outcome:
+    logits_V = next(wanted) if row.want_logits else None
+    if row.draw is None:
+        return Outcome(logits_V)
+    return Outcome(logits_V, token) if token >= 0 else Outcome(error=KiloqError(NOT_NUMBERS))

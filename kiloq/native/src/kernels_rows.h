@@ -1,0 +1,21 @@
+// Work on single rows of activations between the matrix products.
+#pragma once
+
+#include <cstdint>
+
+namespace kiloq {
+
+struct RowKernels {
+    // out = x / rms(x) * weight over n values; x and out may be the same.
+    void (*normalise)(const float* x, const float* weight, float eps, int n, float* out);
+    // Codes, scales and sums of n values in groups of kActivationGroup; the last group is filled up with zeros.
+    void (*quantise)(const float* x, int n, int8_t* codes, float* scales, int32_t* sums);
+    // n values to bfloat16.
+    void (*narrow)(const float* x, int n, uint16_t* out);
+    // out = silu(gate) * up over n values; any of them may be the same.
+    void (*swiglu)(const float* gate, const float* up, int n, float* out);
+    // Turns the pairs (x[i], x[i + pairs]) by the angles of the tables.
+    void (*rotate)(float* x, const float* cosines, const float* sines, int pairs);
+};
+
+}  // namespace kiloq

@@ -36,6 +36,7 @@ VERBS = {
     "generate": Verb("kiloq.generate.command", "generate_command", "Continue a prompt, or answer a file of prompts."),
     "tokenize": Verb("kiloq.tokenize.command", "command", "Show the tokens of a text; extend a vocabulary."),
     "convert": Verb("kiloq.convert.command", "convert_command", "Write a model in another format."),
+    "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),
     "get": Verb("kiloq.convert.command", "get_command", "Fetch a model or vocabulary by name."),
     "show": Verb("kiloq.convert.command", "show_command", "Print what a model, tokenizer or file is."),
     "doctor": Verb("kiloq.generate.doctor", "doctor_command", "Report what this machine offers and what is missing."),

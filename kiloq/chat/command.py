@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kiloq.generate.options import given, model_options, open_model, sampling_options
+from kiloq.generate.options import given, loading, model_options, open_model, sampling_options
 
 
 @click.command("chat")
@@ -29,8 +29,6 @@ def chat_command(
     cpu_only: bool,
     lang: str | None,
     verbose: bool,
-    weights: str,
-    device: str,
     **options: Any,
 ) -> None:
     """Talk with MODEL: a name (see `kiloq get`), a folder or a .gguf file.
@@ -45,11 +43,12 @@ def chat_command(
     from kiloq.chat.session import Session
     from kiloq.chat.terminal import run_chat
 
+    how = loading(options) | ({"device": "cpu"} if cpu_only else {})
     settings = given({**options, "seed": seed})
     session = Session() if conversation is None else Session.load(Path(conversation))
     session.seed = settings.pop("seed", session.seed)
     session.system = session.system if system is None else system
     session.settings |= settings
-    loaded = open_model(model, weights=weights, device="cpu" if cpu_only else device)
+    loaded = open_model(model, **how)
     chat = Chat(loaded, session, LANGUAGES[choose_language(lang, os.environ)], dict(session.settings))
     raise click.exceptions.Exit(run_chat(chat, verbose=verbose))

@@ -40,6 +40,13 @@ class Integers:
         """Whether the code 2^(bits-1) stands for zero in every group."""
         return self.zero is None and self.minimum is None
 
+    def rows(self, begin: int, end: int) -> Integers:
+        """Rows [begin, end), as views."""
+        part = slice(begin, end)
+        zero = None if self.zero is None else self.zero[part]
+        minimum = None if self.minimum is None else self.minimum[part]
+        return Integers(self.codes[part], self.bits, self.group, self.scale[part], zero, minimum, self.g_idx)
+
     def decode(self) -> npt.NDArray[np.float32]:
         """The values, float32 [out, in]. A damaged scale may make them infinite or NaN."""
         rows, columns = self.codes.shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,13 +71,13 @@ def write_folder(
     tensors = Reshaped(source, config, dtype)
     inputs = source_hashes(source)
     with atomic_folder(out) as staging:
-        size = _write_weights(staging, list(_specs(tensors, layout)), shard_bytes, progress)
+        size = write_weights(staging, list(_specs(tensors, layout)), shard_bytes, progress)
         tokenizer = load_tokenizer(source)
         if tokenizer is None:
             notes.append("the source has no tokenizer, so this folder has none: prompts are token ids")
         else:
             tokenizer.save(staging, max_length=config.max_length)
-        _write_configs(staging, source, tokenizer, config, layout, dtype or source.dtype)
+        write_configs(staging, source, tokenizer, config, layout, dtype or source.dtype)
         parameters = sum(math.prod(tensors.shape(name)) for name in tensors.names())
         card = model_card(out.name, source, config, parameters, layout, dtype or source.dtype, inputs, notes)
         (staging / "README.md").write_text(card, encoding="utf-8")
@@ -121,7 +121,7 @@ def _joined(tensors: Reshaped, names: list[str]) -> npt.NDArray[Any]:
     return np.concatenate([tensors.tensor(name) for name in names])
 
 
-def _write_weights(folder: Path, specs: list[TensorSpec], shard_bytes: int, progress: Progress | None) -> int:
+def write_weights(folder: Path, specs: list[TensorSpec], shard_bytes: int, progress: Progress | None) -> int:
     """One file, or shards of at most `shard_bytes` with an index; returns the bytes of all tensors."""
     shards: list[list[TensorSpec]] = [[]]
     filled = total = 0
@@ -167,9 +167,16 @@ def load_tokenizer(source: ModelSource) -> Tokenizer | None:
     return Tokenizer.load(source.tokenizer_path)
 
 
-def _write_configs(
-    folder: Path, source: ModelSource, tokenizer: Tokenizer | None, config: ModelConfig, layout: str, dtype: str
+def write_configs(
+    folder: Path,
+    source: ModelSource,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    layout: str,
+    dtype: str,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
+    """config.json, with the keys of `more` in it, and generation_config.json."""
     values = qwen1.write_config(config, dtype) if layout == "qwen1" else hf.write_config(config, dtype)
     defaults = source.generation
     eos = end_ids(defaults, tokenizer)
@@ -180,7 +187,7 @@ def _write_configs(
     for key, value in (("bos_token_id", defaults.bos_id), ("pad_token_id", defaults.pad_id)):
         if value is not None:
             values[key] = value
-    write_json(folder / "config.json", values)
+    write_json(folder / "config.json", values | dict(more or {}))
     write_json(folder / generation.NAME, generation.write_config(defaults, eos))
 
 

@@ -115,7 +115,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     A target that exists must be empty or one of ours (it has a manifest), which is then replaced.
     """
     target = target.absolute()
-    _check_replaceable(target)
+    check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_overs(target)
     staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -124,7 +124,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield staging
         for path in [*staging.rglob("*"), staging]:
             sync(path)
-        _check_replaceable(target)
+        check_replaceable(target)
         _move_in(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -140,7 +140,8 @@ def _move_in(staging: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
+    """Raises UsageError unless a folder can be put under `target`: nothing is there, or an empty folder, or ours."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"{target} exists and is not a folder: choose another output path")
     if not target.exists() or not any(target.iterdir()):

@@ -22,6 +22,7 @@ from kiloq.core.wrap import for_stream
 from kiloq.generate.arguments import conversation
 from kiloq.generate.options import (
     given,
+    loading,
     model_options,
     nearest,
     one_line_json,
@@ -62,8 +63,6 @@ def generate_command(
     system: str | None,
     as_json: bool,
     verbose: bool,
-    weights: str,
-    device: str,
     **options: Any,
 ) -> None:
     """Continue PROMPT with MODEL (a name, a folder or a .gguf file). PROMPT '-' is read from stdin.
@@ -74,15 +73,16 @@ def generate_command(
       echo "1 + 1 =" | kiloq generate smollm2 - --max-new-tokens 8
       kiloq generate smollm2 --batch prompts.jsonl --out answers.jsonl
     """
+    how = loading(options)
     sampling = given(options)
     _check(prompt, batch, out, chat, system, as_json, sampling)
     if batch is not None:
         with _batch_input(batch) as lines, _batch_output(out, batch) as sink:
-            loaded = open_model(model, weights=weights, device=device)
+            loaded = open_model(model, **how)
             failed = _run_batch(loaded, lines, sink, {"system": system} if system is not None else {}, sampling)
         raise click.exceptions.Exit(1 if failed else 0)
     text = _prompt_text(prompt)
-    loaded = open_model(model, weights=weights, device=device)
+    loaded = open_model(model, **how)
     completions = _answer(loaded, text, chat, system, sampling, show=not as_json)
     if as_json:
         click.echo(one_line_json(_record(loaded, completions)))

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from kiloq import native
 from kiloq.core import machine
 from kiloq.core.paths import cache_dir
 
@@ -58,6 +59,7 @@ def examine() -> dict[str, Any]:
         "memory": {"total": total, "available": available, "limit": machine.memory_limit()},
         "disk": {"cache": str(cache_dir()), "free": _free(cache_dir())},
         "packages": {name: _version(name) for name in (*REQUIRED, *OPTIONAL)},
+        "native": _native(),
         "torch": _torch(),
         "assets": {name: (asset.folder / "manifest.json").is_file() for name, asset in ASSETS.items()},
         "terminal": {"encoding": sys.stdout.encoding, "terminal": sys.stdout.isatty()},
@@ -83,6 +85,18 @@ def _free(folder: Path) -> int | None:
     return None
 
 
+def _native() -> dict[str, Any] | None:
+    """Which kernels the CPU engine runs on, and which it could; None when it was not built."""
+    module = native.engine()
+    if module is None:
+        return None
+    return {
+        "kernels": module.chosen_path(),
+        "runnable": list(module.runnable_paths()),
+        "threads": machine.usable_cores(),
+    }
+
+
 def _torch() -> dict[str, Any] | None:
     """What torch says of itself; None when it is not installed, an `error` when it does not start."""
     if _version("torch") is None:
@@ -105,7 +119,8 @@ def _torch() -> dict[str, Any] | None:
 def advise(report: dict[str, Any]) -> list[str]:
     """One sentence for each thing that is missing or slow, with the next step."""
     found = [f"{name} is not installed: run pip install {name}" for name in REQUIRED if not report["packages"][name]]
-    found += _advise_torch(report["torch"], report["cpu"])
+    if report["native"] is None:
+        found += [native.MISSING, *_advise_torch(report["torch"], report["cpu"])]
     flags = set(report["cpu"]["flags"])
     if flags and not flags & {"avx2", "asimd"}:
         found.append("the processor has neither AVX2 nor NEON: answers will be slow; use a small model")
@@ -145,6 +160,7 @@ def render(report: dict[str, Any]) -> str:
         ("cores", f"{cpu['cores_allowed']} of {cpu['cores']} allowed{quota}"),
         ("memory", f"{_size(memory['available'])} of {_size(memory['total'])} available{limit}"),
         ("disk", f"{_size(report['disk']['free'])} free for {report['disk']['cache']}"),
+        ("native engine", _native_row(report["native"])),
         *_torch_rows(torch),
         *((name, "present" if here else "missing") for name, here in report["assets"].items()),
         ("packages", ", ".join(f"{name} {version or '-'}" for name, version in report["packages"].items())),
@@ -152,6 +168,12 @@ def render(report: dict[str, Any]) -> str:
     lines = [f"{name:15} {value}" for name, value in rows]
     advice = [f"! {warning}" for warning in report["warnings"]] or ["Nothing is missing."]
     return "\n".join([*lines, "", *advice])
+
+
+def _native_row(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not built"
+    return f"{found['kernels']} kernels of {', '.join(found['runnable'])}; {found['threads']} threads"
 
 
 def _torch_rows(torch: dict[str, Any] | None) -> list[tuple[str, str]]:

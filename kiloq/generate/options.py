@@ -57,15 +57,25 @@ def sampling_options(*, without: tuple[str, ...] = ()) -> Callable[[Command], Co
     return add
 
 
+_LOADING: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--weights", {"default": "auto", "metavar": "KIND", "help": "auto (as stored), fp32, bf16, fp16, int8 or int4."}),
+    ("--kv", {"default": "auto", "metavar": "KIND", "help": "Key/value cache: auto, fp32, bf16, fp16 or int8."}),
+    ("--device", {"default": "auto", "metavar": "NAME", "help": "auto, cpu, or a torch device such as cuda:0."}),
+    ("--engine", {"default": "auto", "metavar": "NAME", "help": "auto, native (CPU) or torch."}),
+    ("--threads", {"default": 0, "type": int, "help": "Of the native engine; 0: all cores that may be used."}),
+)
+
+
 def model_options(command: Command) -> Command:
-    """Add `--weights` and `--device`, which `open_model` takes."""
-    weights = click.option(
-        "--weights", default="auto", show_default=True, metavar="KIND", help="auto, fp32, bf16 or fp16."
-    )
-    device = click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu, or a torch device such as cuda:0."
-    )
-    return weights(device(command))
+    """Add the options of loading; the command takes them as `**options` and hands them to `open_model`."""
+    for name, attributes in reversed(_LOADING):
+        command = click.option(name, show_default=True, **attributes)(command)
+    return command
+
+
+def loading(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `model_options` added out of a command's options."""
+    return {name: options.pop(name) for name in (option.removeprefix("--") for option, _ in _LOADING)}
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
@@ -99,12 +109,15 @@ def token_keys(bias: dict[str, Any]) -> dict[Any, Any]:
     return {int(key) if re.fullmatch("[0-9]{1,10}", key) else key: value for key, value in bias.items()}
 
 
-def open_model(name: str, *, weights: str, device: str) -> Model:
-    """Load a model by name, folder or file; say on stderr what happens where a person looks on, and what to know."""
+def open_model(name: str, **options: Any) -> Model:
+    """Load a model by name, folder or file, with the options of `load`.
+
+    Says on stderr what happens where a person looks on, and what to know.
+    """
     from kiloq.generate.load import load
 
     with _loading(name) as progress:
-        model = load(name, weights=weights, device=device, progress=progress)
+        model = load(name, progress=progress, **options)
     for warning in model.warnings:
         click.echo(f"kiloq: {neutralise(warning)}", err=True)
     return model

@@ -46,7 +46,7 @@ def test_qwen1_folders_give_the_reference_logits(case: str) -> None:
 
 
 def test_loaded_network_is_the_one_that_the_oracle_builds() -> None:
-    model = kiloq.load(shared("goldens", "model", "m7b"), weights="fp32")
+    model = kiloq.load(shared("goldens", "model", "m7b"), weights="fp32", engine="torch")
     twin = golden_network("m7b")
     ids = list(range(40))
     np.testing.assert_array_equal(model.logits(ids), twin(torch.tensor([ids]))[0].detach().numpy())
@@ -184,7 +184,7 @@ def peak_mib(path: Path, weights: str) -> float:
         "import kiloq.generate.load, kiloq.generate.torch_backend, gguf.quants\n"
         "def peak():\n"  # not ru_maxrss, which starts at what the parent process had
         "    return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) / 1024\n"
-        "before = peak(); model = kiloq.load(sys.argv[1], weights=sys.argv[2]); print(peak() - before)\n"
+        "before = peak(); model = kiloq.load(sys.argv[1], weights=sys.argv[2], engine='torch'); print(peak() - before)\n"
         "assert 'torch._dynamo' not in sys.modules  # PyTorch's compiler: two seconds that nobody asked for"
     )
     command = [sys.executable, "-c", script, str(path), weights]
@@ -209,7 +209,7 @@ def test_quantised_files_become_fp32_where_that_fits(
 ) -> None:
     write_gguf_file(open_model(shared("goldens", "model", "m18b")), tmp_path / "tiny.gguf", "q8_0")
     monkeypatch.setattr("kiloq.core.machine.memory", lambda: (available, available))
-    model = kiloq.load(tmp_path / "tiny.gguf", device="cpu")
+    model = kiloq.load(tmp_path / "tiny.gguf", device="cpu", engine="torch")
     assert model.dtype == dtype
     assert any("loaded as bf16" in warning for warning in model.warnings) == (dtype == "bf16")
-    assert kiloq.load(tmp_path / "tiny.gguf", device="cpu", weights="fp32").dtype == "fp32"
+    assert kiloq.load(tmp_path / "tiny.gguf", engine="torch", weights="fp32").dtype == "fp32"

@@ -20,10 +20,14 @@ from kiloq.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Draw:
-    """How a row's next token is picked by the call itself."""
+    """How a row's next token is picked by the call itself; the sampler counts what it picks.
+
+    With more than one uniform number the last tokens of the row are guesses: the token behind each is drawn too, as
+    long as the guesses are what was drawn. Those that were not are forgotten, in the sequence's cache as well.
+    """
 
     sampler: Sampler
-    uniform: float  # in [0, 1)
+    uniforms: Sequence[float]  # in [0, 1); one more than guesses
     banned: Sequence[int] = ()
 
 
@@ -43,7 +47,7 @@ class Outcome:
     """What a call makes of a row: what was asked for, or why its token could not be picked."""
 
     logits_V: NDArray[np.float32] | None = None
-    token: int | None = None
+    tokens: tuple[int, ...] = ()
     error: KiloqError | None = None
 
 
@@ -54,6 +58,7 @@ class Backend(Protocol):
     config: ModelConfig
     dtype: str
     device: str
+    takes_guesses: bool  # whether a Draw may have several uniform numbers
 
     def open(self) -> Any:
         """A new, empty sequence."""
@@ -76,7 +81,8 @@ def drawn(row: Row, logits_V: NDArray[np.float32] | None) -> Outcome:
     if row.draw is None or logits_V is None:
         return Outcome(logits_V if row.want_logits else None)
     try:
-        token = row.draw.sampler.sample(logits_V, row.draw.uniform, list(row.draw.banned))
+        token = row.draw.sampler.sample(logits_V, row.draw.uniforms[0], list(row.draw.banned))
     except KiloqError as error:
         return Outcome(error=error)
-    return Outcome(logits_V if row.want_logits else None, token)
+    row.draw.sampler.accept(token)
+    return Outcome(logits_V if row.want_logits else None, (token,))

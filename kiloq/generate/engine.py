@@ -32,6 +32,7 @@ from kiloq.generate.backend import Backend, Draw, Outcome, Row, drawn
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.records import Completion, FinishReason, Timings, TokenLogprob, Usage
 from kiloq.generate.samplers import Sampler, make_sampler
+from kiloq.generate.speculate import PromptLookup
 from kiloq.generate.stop import StopMatcher
 from kiloq.model.ntk import ntk_alpha
 
@@ -96,7 +97,11 @@ class Answer:
     stops: StopMatcher | None = None
     sampler: Sampler | None = None
     random: np.random.Generator | None = None
-    uniform: float | None = None  # of the next token; kept when a step is cut short, so that it is drawn once
+    uniforms: deque[float] = field(
+        default_factory=deque
+    )  # of the next tokens; one is used up by a token, not by a step
+    lookup: PromptLookup | None = None
+    guess: list[int] = field(default_factory=list)  # in the row that is being run
 
     def length(self) -> int:
         """Tokens of prompt and answer."""
@@ -194,7 +199,7 @@ class Engine:
             rows = [self._next_row(answer) for answer in live]
             for row, outcome in zip(rows, self.backend.step(rows), strict=True):
                 answer = behind.popleft()
-                answer.fed += len(row.ids)
+                answer.fed += len(row.ids) - len(answer.guess) + max(len(outcome.tokens) - 1, 0)
                 if (row.want_logits or row.draw is not None) and answer.completion is None:
                     self._continue_or_fail(answer, outcome)
         except BaseException:
@@ -249,16 +254,32 @@ class Engine:
             return Row(answer.sequence, ids, alpha)
         shared = not answer.ids and answer.index == 0 and answer.request.params.n > 1  # its twins draw from them too
         with_logits = shared or answer.request.params.logprobs is not None
-        return Row(answer.sequence, ids, alpha, want_logits=with_logits, draw=None if shared else self._draw(answer))
+        answer.guess = [] if with_logits else self._guess(answer)
+        draw = None if shared else self._draw(answer)
+        return Row(answer.sequence, [*ids, *answer.guess], alpha, want_logits=with_logits, draw=draw)
+
+    def _guess(self, answer: Answer) -> list[int]:
+        """Tokens that may follow, as far as they can be verified: within the limits, at the same NTK stretch."""
+        params, config = answer.request.params, self.backend.config
+        if not params.max_draft_tokens or not self.backend.takes_guesses or len(answer.ids) < params.min_new_tokens:
+            return []
+        if answer.lookup is None:
+            answer.lookup = PromptLookup([*answer.request.prompt, *answer.ids])
+        room = min(params.max_new_tokens - len(answer.ids), config.max_length - answer.length()) - 1
+        guess = answer.lookup.guess(min(room, params.max_draft_tokens))
+        while guess and self._alpha(answer, answer.length() + len(guess)) != answer.alpha:
+            guess.pop()
+        return guess
 
     def _draw(self, answer: Answer) -> Draw:
         params = answer.request.params
         assert answer.random is not None and answer.sampler is not None
-        if answer.uniform is None:
-            answer.uniform = float(answer.random.random())
+        while len(answer.uniforms) <= len(answer.guess):
+            answer.uniforms.append(float(answer.random.random()))
         vocabulary = self.backend.config.vocab_size
         banned = [*self._eos_ids, *params.stop_ids] if len(answer.ids) < params.min_new_tokens else []
-        return Draw(answer.sampler, answer.uniform, [token for token in banned if token < vocabulary])
+        uniforms = [answer.uniforms[i] for i in range(len(answer.guess) + 1)]
+        return Draw(answer.sampler, uniforms, [token for token in banned if token < vocabulary])
 
     def _continue(self, answer: Answer, outcome: Outcome) -> None:
         request = answer.request
@@ -270,25 +291,30 @@ class Engine:
                     twin.fed, twin.alpha, twin.first_token_s = answer.fed, answer.alpha, answer.first_token_s
                     self._running.append(twin)
                     self._take(twin, self._pick(twin, outcome))
-        self._take(answer, outcome if outcome.token is not None else self._pick(answer, outcome))
+        self._take(answer, outcome if outcome.tokens or outcome.error else self._pick(answer, outcome))
 
     def _pick(self, answer: Answer, outcome: Outcome) -> Outcome:
         """The answer's own token from logits that several answers share."""
-        row = Row(None, [], answer.alpha, want_logits=True, draw=self._draw(answer))
-        return drawn(row, outcome.logits_V) if outcome.error is None else outcome
+        return drawn(Row(None, [], answer.alpha, want_logits=True, draw=self._draw(answer)), outcome.logits_V)
 
     def _take(self, answer: Answer, outcome: Outcome) -> None:
-        """The next token is known: counts it, and shows it."""
+        """The next token is known, or the next few: shows them."""
         if outcome.error is not None:
             raise outcome.error
-        params, sampler, token = answer.request.params, answer.sampler, outcome.token
-        assert token is not None and sampler is not None
-        if params.logprobs is not None and outcome.logits_V is not None:
-            answer.logprobs.append(self._logprob(sampler, outcome.logits_V, token, params.logprobs))
-        answer.uniform = None
-        answer.ids.append(token)
-        sampler.accept(token)
-        self._emit(answer, token)
+        count, sampler = answer.request.params.logprobs, answer.sampler
+        if answer.lookup is not None:
+            if answer.guess:
+                answer.lookup.learn(len(answer.guess), len(outcome.tokens) - 1)
+            for token in outcome.tokens:
+                answer.lookup.push(token)
+        for token in outcome.tokens:
+            if count is not None and outcome.logits_V is not None and sampler is not None:
+                answer.logprobs.append(self._logprob(sampler, outcome.logits_V, token, count))
+            answer.uniforms.popleft()
+            answer.ids.append(token)
+            self._emit(answer, token)
+            if answer.completion is not None:  # what was drawn behind the end is not part of the answer
+                return
 
     def _emit(self, answer: Answer, token: int) -> None:
         """Turns the newest token into text, and ends the answer where it must end."""

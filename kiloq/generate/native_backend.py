@@ -28,6 +28,7 @@ class NativeBackend:
 
     name = "native"
     device = "cpu"
+    takes_guesses = True
 
     def __init__(self, decoder: Any, config: ModelConfig, *, dtype: str, kv: str, threads: int) -> None:
         self._decoder = decoder
@@ -53,11 +54,11 @@ class NativeBackend:
         """Runs all rows, and draws the tokens that are asked for."""
         given = []
         for row in rows:
-            draw = row.draw and (row.draw.sampler, row.draw.uniform, list(row.draw.banned))
+            draw = row.draw and (row.draw.sampler, list(row.draw.uniforms), list(row.draw.banned))
             given.append((row.sequence, row.ids, row.alpha, int(row.want_logits), draw))
-        logits_NV, tokens = self._run(given)
+        logits_NV, drawn = self._run(given)
         wanted = iter(logits_NV)
-        return [_outcome(row, wanted, token) for row, token in zip(rows, tokens, strict=True)]
+        return [_outcome(row, wanted, tokens) for row, tokens in zip(rows, drawn, strict=True)]
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits [T, V] of all positions in one uncached pass."""
@@ -67,8 +68,10 @@ class NativeBackend:
         parts = [self._run([(sequence, piece, alpha, len(piece), None)])[0] for piece in pieces]
         return np.concatenate(parts)
 
-    def _run(self, rows: list[tuple[Any, list[int], float, int, Any]]) -> tuple[NDArray[np.float32], list[int]]:
-        """Logits [all wanted, V], and a token for each row (-1: none was drawn or could be)."""
+    def _run(
+        self, rows: list[tuple[Any, list[int], float, int, Any]]
+    ) -> tuple[NDArray[np.float32], list[tuple[int, ...]]]:
+        """Logits [all wanted, V], and the tokens that each row drew."""
         if os.getpid() != self._process:  # the threads did not come along
             raise UsageError(
                 f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
@@ -76,12 +79,12 @@ class NativeBackend:
             )
         given = [(sequence, np.array(ids, np.int32), *rest) for sequence, ids, *rest in rows]
         interruptible = threading.current_thread() is threading.main_thread()  # only there do signals arrive
-        logits_NV, tokens = self._decoder.step(given, interruptible)
-        return logits_NV[:, : self.config.vocab_size], tokens
+        logits_NV, drawn = self._decoder.step(given, interruptible)
+        return logits_NV[:, : self.config.vocab_size], drawn
 
 
-def _outcome(row: Row, wanted: Iterator[NDArray[np.float32]], token: int) -> Outcome:
+def _outcome(row: Row, wanted: Iterator[NDArray[np.float32]], tokens: tuple[int, ...]) -> Outcome:
     logits_V = next(wanted) if row.want_logits else None
     if row.draw is None:
         return Outcome(logits_V)
-    return Outcome(logits_V, token) if token >= 0 else Outcome(error=KiloqError(NOT_NUMBERS))
+    return Outcome(logits_V, tokens) if tokens else Outcome(error=KiloqError(NOT_NUMBERS))

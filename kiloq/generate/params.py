@@ -18,6 +18,7 @@ from kiloq.core.errors import UsageError
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
+MAX_DRAFT = 64  # ours
 
 _NUMBERS = {
     "temperature": (0, 100),
@@ -34,6 +35,7 @@ _WHOLE = {
     "n": (1, MAX_CHOICES),
     "seed": (0, (1 << 64) - 1),
     "logprobs": (0, MAX_TOP_LOGPROBS),
+    "max_draft_tokens": (0, MAX_DRAFT),
 }
 _OPTIONAL = ("seed", "logprobs")  # None is a value of theirs
 
@@ -59,6 +61,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; k: each token's log-probability and those of the k likeliest
     ntk: Literal["exact", "frozen"] = "exact"  # frozen: the rotary base of the prompt's length stays (as in 2023)
     ignore_eos: bool = False  # go on past the model's own end tokens
+    max_draft_tokens: int = 15  # guessed from repeated text in one step, where that is faster; same answer; 0: none
 
     def __post_init__(self) -> None:
         fill = object.__setattr__

@@ -24,6 +24,7 @@ class TorchBackend:
     """See `Backend`."""
 
     name = "torch"
+    takes_guesses = False
 
     def __init__(self, network: Network, *, cache_dtype: torch.dtype | None = None) -> None:
         self._network = network.eval()

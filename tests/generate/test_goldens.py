@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from oracles.qwen1_golden import CASES, golden, golden_config, golden_network
+from oracles.native_models import MemorySource, native_backend
+from oracles.qwen1_golden import CASES, golden, golden_config, golden_network, golden_state
 from support import shared
 
+from kiloq import native
 from kiloq.core.safe_json import load_object
+from kiloq.generate.backend import Backend
 from kiloq.generate.engine import Engine
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.torch_backend import TorchBackend
@@ -14,16 +17,23 @@ from kiloq.generate.torch_backend import TorchBackend
 SAFE_MARGIN = 1e-3  # below it the two likeliest tokens are too close for float32 sums in another order
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[str, TorchBackend, dict]:
-    network = golden_network(request.param)
-    info, _ = golden(request.param)
+@pytest.fixture(scope="module", params=[(case, engine) for case in CASES for engine in ("torch", "native")])
+def case(request: pytest.FixtureRequest) -> tuple[str, Backend, dict]:
+    name, engine = request.param
+    info, _ = golden(name)
     # The reference ran past max_position_embeddings, which the original never checks.
-    network.config = golden_config(request.param).replace(max_length=512)
-    return request.param, TorchBackend(network), info["greedy"]
+    config = golden_config(name).replace(max_length=512)
+    if engine == "torch":
+        network = golden_network(name)
+        network.config = config
+        return name, TorchBackend(network), info["greedy"]
+    if native.engine() is None:
+        pytest.skip(native.MISSING)
+    state = {key: value.numpy() for key, value in golden_state(name).items()}
+    return name, native_backend(MemorySource(config, state)), info["greedy"]
 
 
-def greedy(backend: TorchBackend, eos: int, prompt: list[int], count: int, **sampling: object) -> list[int]:
+def greedy(backend: Backend, eos: int, prompt: list[int], count: int, **sampling: object) -> list[int]:
     engine = Engine(backend, None, (eos,))
     params = SamplingParams(temperature=0, max_new_tokens=count, ntk="frozen", **sampling)
     request = engine.submit(prompt, params)

@@ -41,7 +41,7 @@ class ByteDecoder:
 class ScriptedBackend:
     """Logits are a function of the whole sequence; counts what it was asked."""
 
-    name, dtype, device = "scripted", "fp32", "cpu"
+    name, dtype, device, takes_guesses = "scripted", "fp32", "cpu", False
 
     def __init__(self, next_token: Callable[[list[int]], int], **config: object) -> None:
         sizes = dict(vocab_size=257, hidden_size=8, num_layers=1, num_heads=1, ffn_size=8, train_length=10_000)

@@ -194,9 +194,13 @@ StepRow row_of(const Decoder& decoder, const nb::tuple& given, const Ids& ids) {
     row.wanted = nb::cast<int>(given[3]);
     if (!given[4].is_none()) {
         const auto draw = nb::cast<nb::tuple>(given[4]);
-        row.sampler = nb::cast<const Sampler*>(draw[0]);
-        row.uniform = nb::cast<double>(draw[1]);
+        row.sampler = nb::cast<Sampler*>(draw[0]);
+        row.uniforms = nb::cast<std::vector<double>>(draw[1]);
         row.banned = nb::cast<std::vector<int>>(draw[2]);
+        if (row.uniforms.empty() || row.uniforms.size() > static_cast<size_t>(row.count) ||
+            (row.wanted > 0 && row.uniforms.size() > 1)) {
+            throw std::invalid_argument("a draw needs a uniform number, and one more for each guess in its row; logits are not given with guesses");
+        }
     }
     if (row.count < 1 || row.wanted < 0 || row.wanted > row.count) {
         throw std::invalid_argument("a row has no tokens, or fewer than logits are wanted of");
@@ -209,8 +213,8 @@ StepRow row_of(const Decoder& decoder, const nb::tuple& given, const Ids& ids) {
     return row;
 }
 
-// rows: (sequence, ids int32, alpha, wanted, (sampler, uniform, banned) or None). Returns logits [all wanted, stride],
-// those of the last `wanted` tokens of each row, and the token that each row drew (-1: none).
+// rows: (sequence, ids int32, alpha, wanted, (sampler, uniforms, banned) or None). Returns logits [all wanted, stride],
+// those of the last `wanted` tokens of each row, and the tokens that each row drew.
 nb::tuple step(Decoder& self, const nb::list& given, bool interruptible) {
     std::vector<StepRow> rows;
     std::vector<Ids> ids;  // keeps the arrays alive
@@ -239,9 +243,9 @@ nb::tuple step(Decoder& self, const nb::list& given, bool interruptible) {
     } catch (const Interrupted&) {
         nb::raise_python_error();
     }
-    nb::list tokens;
-    for (const StepRow& row : rows) tokens.append(row.token);
-    return nb::make_tuple(nb::ndarray<nb::numpy, float>(logits, {wanted, stride}, owner), tokens);
+    nb::list drawn;
+    for (const StepRow& row : rows) drawn.append(nb::tuple(nb::cast(row.drawn)));
+    return nb::make_tuple(nb::ndarray<nb::numpy, float>(logits, {wanted, stride}, owner), drawn);
 }
 
 }  // namespace

@@ -50,6 +50,11 @@ void Weights::check() const {
     sized(final_norm, c.hidden_size);
 }
 
+int kept(const StepRow& row) {
+    if (row.drawn.empty()) return row.count;
+    return row.count - static_cast<int>(row.uniforms.size() - row.drawn.size());
+}
+
 struct Decoder::Memory : Scratch {
     std::vector<float> logits;  // of rows that only draw
 };
@@ -72,15 +77,15 @@ void Decoder::step(std::vector<StepRow>& rows, const std::function<bool()>& inte
     size_t drawing = 0;
     for (const StepRow& row : rows) {
         row.sequence->reserve(row.count);
-        drawing += row.sampler != nullptr && row.wanted == 0;
+        if (row.sampler != nullptr && row.wanted == 0) drawing += row.uniforms.size();
     }
     memory_->logits.resize(std::max(memory_->logits.size(), drawing * logits_stride()));
     float* logits = memory_->logits.data();
     for (StepRow& row : rows) {
         if (row.sampler == nullptr || row.wanted > 0) continue;
         row.logits = logits;
-        row.wanted = 1;
-        logits += logits_stride();
+        row.wanted = static_cast<int>(row.uniforms.size());
+        logits += row.wanted * logits_stride();
     }
     std::vector<int> done(rows.size(), 0);
     for (size_t next = 0; next < rows.size();) {
@@ -100,7 +105,7 @@ void Decoder::step(std::vector<StepRow>& rows, const std::function<bool()>& inte
     for (const StepRow& row : rows) {
         if (row.failure) std::rethrow_exception(row.failure);
     }
-    for (const StepRow& row : rows) row.sequence->advance(row.count, windows_);
+    for (const StepRow& row : rows) row.sequence->advance(kept(row), windows_);
 }
 
 }  // namespace kiloq

@@ -62,12 +62,17 @@ struct StepRow {
     double alpha = 1.0;        // dynamic-NTK stretch of the whole sequence
     float* logits = nullptr;   // [wanted][stride], of the last `wanted` tokens
     int wanted = 0;
-    const Sampler* sampler = nullptr;  // draws the token that follows, by `uniform`, never one of `banned`
-    double uniform = 0.0;
+    // Draws the token that follows, never one of `banned`. With more than one uniform number the row's last tokens are
+    // guesses: drawing goes on behind each of them that is what was drawn before it.
+    Sampler* sampler = nullptr;
+    std::vector<double> uniforms;
     std::vector<int> banned;
-    int token = -1;  // that was drawn; -1: none, or the logits are not numbers
+    std::vector<int> drawn;      // counted by the sampler; empty: no sampler, or the logits are not numbers
     std::exception_ptr failure;  // of the sampler; `step` throws it
 };
+
+// Tokens of the row that stay in its sequence: all but the guesses that were wrong.
+int kept(const StepRow& row);
 
 struct Interrupted : std::runtime_error {
     using std::runtime_error::runtime_error;

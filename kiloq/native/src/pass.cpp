@@ -237,12 +237,17 @@ void Pass::head(int piece) {
 }
 
 void Pass::draw(StepRow& row) {
-    const float* last = row.logits + static_cast<size_t>(row.wanted - 1) * w_.head.width();
+    const size_t guesses = row.uniforms.size() - 1, stride = w_.head.width();
+    const float* logits = row.logits + (row.wanted - 1 - guesses) * stride;
     try {
-        row.token = row.sampler->sample(last, c_.vocab_size, row.uniform, row.banned);
+        for (size_t i = 0; i <= guesses; ++i) {
+            const int token = row.sampler->sample(logits + i * stride, c_.vocab_size, row.uniforms[i], row.banned);
+            row.sampler->accept(token);
+            row.drawn.push_back(token);
+            if (i < guesses && token != row.ids[row.count - guesses + i]) break;
+        }
     } catch (const LogitsError&) {  // this row's trouble alone; its caller says so
-        row.token = -1;
-    } catch (...) {  // no exception may leave a team's thread
+    } catch (...) {                 // no exception may leave a team's thread
         row.failure = std::current_exception();
     }
 }

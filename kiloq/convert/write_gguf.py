@@ -2,7 +2,8 @@
 
 The architecture is the smallest that computes the model exactly: query/key norm -> qwen3, QKV bias -> qwen2, else
 llama (with Q and K rows in the order that llama.cpp rotates). Norms and biases are float32 as llama.cpp's own
-converter writes them; matrices whose rows are no multiple of 32 stay float16 in the quantised types.
+converter writes them; matrices whose rows are no multiple of 32 stay float16 in the quantised types. Integers that the
+source stores already (GPTQ, Q4_0, Q8_0) go over as they are where Q4_0 or Q8_0 can hold them: no second rounding.
 Source: ggml-org/ggml docs/gguf.md (keys, token types); byte-to-character table of GPT-2's BPE.
 """
 
@@ -20,6 +21,7 @@ from kiloq.convert import gguf_names, rope
 from kiloq.convert.card import licence_of
 from kiloq.convert.generation import gguf_sampling
 from kiloq.convert.gguf_pieces import piece_metadata, piece_notes
+from kiloq.convert.integers import to_blocks
 from kiloq.convert.layout import llama_rows
 from kiloq.convert.reshape import Reshaped
 from kiloq.convert.source import ModelSource
@@ -84,11 +86,14 @@ def _tensor(tensors: Reshaped, name: str, arch: str, dtype: str) -> GGUFTensor:
     shape, heads = tensors.shape(name), gguf_names.permuted_heads(name, tensors.config, arch)
 
     def make() -> npt.NDArray[Any]:
-        values = tensors.tensor(name)
+        stored = tensors.source.integers(name) if len(shape) == 2 and name in tensors.source.names() else None
+        blocks = to_blocks(stored, kind) if stored is not None else None
+        values = tensors.tensor(name) if blocks is None else blocks
         return llama_rows(values, heads) if heads else values
 
     last = name == "lm_head.weight" or (name == "embed_tokens.weight" and tensors.config.tied_embeddings)
-    return GGUFTensor(gguf_names.stored_name(name), type_of(shape, dtype, last), shape, make)
+    kind = type_of(shape, dtype, last)
+    return GGUFTensor(gguf_names.stored_name(name), kind, shape, make)
 
 
 def type_of(shape: tuple[int, ...], dtype: str, last: bool) -> str:

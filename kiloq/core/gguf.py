@@ -47,6 +47,22 @@ PLAIN: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 
 
+# Type number -> name, elements of a block, bytes of a block, of the types that need no package to be read; ggml.h.
+COMMON = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34),
+    30: ("BF16", 1, 2),
+}  # fmt: skip
+
+
+def _type(kind: int) -> tuple[str, int, int] | None:
+    """What COMMON or the gguf package, which takes a tenth of a second to import, says of a type."""
+    if kind in COMMON:
+        return COMMON[kind]
+    from gguf.constants import GGML_QUANT_SIZES
+
+    return next(((known.name, *sizes) for known, sizes in GGML_QUANT_SIZES.items() if known == kind), None)
+
+
 @dataclass(frozen=True)
 class _Tensor:
     type_name: str
@@ -93,9 +109,15 @@ class GGUFFile:
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """The tensor's values: a view in the stored type where numpy has it (F32, F16, BF16, ...), else float32."""
-        tensor, raw = self._tensor(name), self.raw(name)
+        return self._values(self._tensor(name), self.raw(name)).reshape(self._tensor(name).shape)
+
+    def rows(self, name: str, which: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Some rows of a matrix as `array` gives them; no others are decoded."""
+        return self._values(self._tensor(name), self.raw(name)[which])
+
+    def _values(self, tensor: _Tensor, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         if tensor.type_name in PLAIN:
-            view = raw.reshape(-1).view(PLAIN[tensor.type_name]).reshape(tensor.shape)
+            view = raw.reshape(-1).view(PLAIN[tensor.type_name]).reshape(-1, tensor.shape[-1])
             return view if view.flags.aligned else view.copy()
         return self._decode(tensor, raw)
 
@@ -116,7 +138,7 @@ class GGUFFile:
                         f"{self.path}: tensors of type {tensor.type_name} cannot be decoded by the gguf package "
                         "that is installed: convert the file to another type with llama.cpp"
                     ) from None
-        return values.reshape(tensor.shape)
+        return values
 
     def _tensor(self, name: str) -> _Tensor:
         try:
@@ -134,15 +156,12 @@ class GGUFFile:
         return metadata
 
     def _read_tensors(self, cursor: _Cursor, count: int) -> dict[str, _Tensor]:
-        from gguf.constants import GGML_QUANT_SIZES
-
-        types = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise FormatError(f"{self.path}: general.alignment {shown(alignment)} must be a power of two up to 2^20")
         found: list[tuple[str, str, tuple[int, ...], int, int]] = []
         for _ in range(count):
-            found.append(self._read_tensor(cursor, types, alignment))
+            found.append(self._read_tensor(cursor, alignment))
         start = cursor.position + -cursor.position % alignment
         tensors: dict[str, _Tensor] = {}
         for name, type_name, shape, row_bytes, offset in found:
@@ -159,9 +178,7 @@ class GGUFFile:
         self._check_overlap(tensors)
         return tensors
 
-    def _read_tensor(
-        self, cursor: _Cursor, types: Mapping[int, tuple[str, int, int]], alignment: int
-    ) -> tuple[str, str, tuple[int, ...], int, int]:
+    def _read_tensor(self, cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, ...], int, int]:
         """(name, type name, shape, bytes per row, offset in the data section) of the next tensor info."""
         name = cursor.string(MAX_NAME_BYTES)
         who = f"{self.path}: tensor {shown(name)}"
@@ -170,9 +187,10 @@ class GGUFFile:
             raise FormatError(f"{who} has {rank} dimensions: 1 to {MAX_DIMENSIONS} are possible")
         shape = tuple(cursor.number("Q") for _ in range(rank))[::-1]
         kind, offset = cursor.number("I"), cursor.number("Q")
-        if kind not in types:
+        known = _type(kind)
+        if known is None:
             raise FormatError(f"{who} has type {kind}, which the gguf package that is installed does not know")
-        type_name, block, block_bytes = types[kind]
+        type_name, block, block_bytes = known
         if min(shape) < 1 or math.prod(shape) >= 1 << 63 or shape[-1] % block:
             raise FormatError(f"{who} has the impossible shape {shown(shape)} for {type_name} in blocks of {block}")
         if offset % alignment:

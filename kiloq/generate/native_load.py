@@ -117,9 +117,7 @@ class Packer:
         return all(bool(np.isfinite(part).all()) for part in parts)
 
     def _put_numbers(self, matrix: Any, slot: Slot, first: int, end: int) -> bool:
-        found = self._source.integers(slot.name, rows=(first, end))
-        part = found.decode() if found is not None else self._source.tensor(slot.name)[first:end]
-        part, kind = _bits(part)
+        part, kind = _bits(self._source.rows(slot.name, first, end))
         return bool(matrix.put_numbers(first, part, kind, self._threads))
 
 

@@ -23,6 +23,7 @@ from kiloq.core.files import shown
 from kiloq.core.paths import models_dir
 from kiloq.tokenize import files, foreign, vocabulary
 from kiloq.tokenize.chatml import QWEN_SYSTEM, ChatFormat, ChatML, Segment, checked_messages, checked_tools
+from kiloq.tokenize.kept import kept
 from kiloq.tokenize.normalize import nfc, well_formed
 from kiloq.tokenize.stream import StreamDecoder
 from kiloq.tokenize.vocabulary import AddedToken, AnyVocabulary
@@ -339,9 +340,11 @@ def _read(source: str | Path) -> AnyVocabulary:
     if not path.exists() and path.suffix not in (".gguf", ".json", ".tiktoken"):
         path = _fetched(str(source))
     if path.is_dir():
-        return files.read_folder(path)
+        if (path / files.TIKTOKEN_FILE).is_file():  # ranks already: quicker to read than to look up
+            return files.read_folder(path)
+        return kept(sorted(path.glob("*.json")) + sorted(path.glob("*.txt")), lambda: files.read_folder(path))
     if path.suffix == ".gguf":
-        return foreign.read_gguf(path)
+        return kept([path], lambda: foreign.read_gguf(path))
     if path.suffix == ".json":
         return foreign.read_tokenizer_json(path)
     return vocabulary.qwen(files.read_tiktoken(path))

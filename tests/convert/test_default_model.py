@@ -1,4 +1,4 @@
-"""SmolLM2 on its whole way: GGUF -> folder -> kiloq and transformers, and -> GGUF in float32 -> llama.cpp: the same 64 ids.
+"""SmolLM2 on its whole way: GGUF -> folder in float32 -> kiloq and transformers, and -> GGUF in float32 -> llama.cpp: the same 64 ids.
 
 The margin of the two best logits is checked, because llama.cpp adds in another order (differences up to 1e-4).
 """
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kiloq
 from kiloq.convert.source import open_model
+from kiloq.convert.write import write_folder
 from kiloq.convert.write_gguf import write_gguf_file
 from kiloq.generate.records import Completion
 
@@ -23,19 +24,20 @@ pytestmark = pytest.mark.default_model
 PROMPT = "The capital of France is Paris. The capital of Germany is"
 
 
-def test_the_folder_holds_the_exact_values() -> None:
-    quantised, folder = open_model(smollm2_gguf()), open_model(default_model())
-    assert quantised.quantised
-    assert not folder.quantised
-    assert folder.config == quantised.config
+def test_the_folder_holds_the_very_integers() -> None:
+    file, folder = open_model(smollm2_gguf()), open_model(default_model())
+    assert folder.quantised
+    assert folder.config == file.config
     assert folder.parameters() == 134_515_008
-    for name in (*quantised.names()[:10], "norm.weight"):
-        np.testing.assert_array_equal(folder.tensor(name), quantised.tensor(name))
+    assert folder.stored_types() == file.stored_types()
+    for name in (*file.names()[:10], "norm.weight"):
+        np.testing.assert_array_equal(folder.tensor(name), file.tensor(name))
 
 
 @pytest.mark.timeout(300)  # 20 s alone; torch and llama.cpp spin where other processes hold the cores
 def test_we_llama_cpp_and_transformers_give_the_same_64_greedy_ids(tmp_path: Path) -> None:
-    folder = default_model()
+    folder = tmp_path / "fp32"
+    write_folder(open_model(default_model()), folder, "native", "fp32")
     ours = kiloq.load(str(folder), weights="fp32", device="cpu")
     prompt = AutoTokenizer.from_pretrained(folder)(PROMPT)["input_ids"]
     assert prompt == ours.tokenizer.encode(PROMPT)

@@ -81,6 +81,15 @@ def test_a_decoded_copy_has_equal_values(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.tensor(name), source.tensor(name))
 
 
+def test_autogptqs_own_file_name_is_found(tmp_path: Path) -> None:
+    folder = gptq_goldens.tiny_folder(RUNS[0], tmp_path / "in", modern=False)
+    (folder / "model.safetensors").rename(folder / "gptq_model-4bit-128g.safetensors")
+    assert open_model(folder).quantised
+    (folder / "gptq_model-8bit--1g.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match="keep one of them"):
+        open_model(folder)
+
+
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another method": ({"quant_method": "awq"}, "GPTQ folders and GGUF"),
     "three bits": ({"bits": 3}, "3' bits"),

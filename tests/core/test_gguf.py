@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support import smollm2_gguf
 
 from kiloq.core.errors import FormatError, MissingError
-from kiloq.core.gguf import GGUFFile
+from kiloq.core.gguf import COMMON, GGUFFile
 from kiloq.core.gguf_write import GGUFTensor, write_gguf
 
 RNG = np.random.default_rng(0)
@@ -283,3 +283,10 @@ def test_random_damage_gives_only_format_errors(tmp_path: Path, data: st.DataObj
             assert file.array(name).size == math.prod(file.info(name)[1])
     except FormatError as error:
         assert str(error).startswith(str(path))
+
+
+def test_common_types_are_those_of_the_gguf_package() -> None:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    known = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    assert {kind: known[kind] for kind in COMMON} == COMMON

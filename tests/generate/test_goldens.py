@@ -17,7 +17,9 @@ from kiloq.generate.torch_backend import TorchBackend
 SAFE_MARGIN = 1e-3  # below it the two likeliest tokens are too close for float32 sums in another order
 
 
-@pytest.fixture(scope="module", params=[(case, engine) for case in CASES for engine in ("torch", "native")])
+@pytest.fixture(
+    scope="module", params=[(case, engine) for case in CASES for engine in ("torch", "native")], ids="-".join
+)
 def case(request: pytest.FixtureRequest) -> tuple[str, Backend, dict]:
     name, engine = request.param
     info, _ = golden(name)

@@ -80,7 +80,7 @@ def test_a_guess_is_what_followed_before() -> None:
 
 
 def test_a_guesser_that_is_wrong_falls_silent_and_one_that_is_right_grows() -> None:
-    text = list(range(50)) + [0, 1, 2]
+    text = [*range(50), 0, 1, 2]
     wrong, right = PromptLookup(text), PromptLookup(text)
     made = 0
     for _ in range(1000):
@@ -96,5 +96,7 @@ def test_a_guesser_that_is_wrong_falls_silent_and_one_that_is_right_grows() -> N
 
 def test_uniform_numbers_belong_to_tokens_not_to_steps(model: Model) -> None:
     """A guess that is rejected gives its number back: the next token of the answer uses it."""
-    kinds = [model.generate(PARROT, max_new_tokens=80, temperature=1.5, seed=3, max_draft_tokens=m).ids for m in (0, 15)]
+    kinds = [
+        model.generate(PARROT, max_new_tokens=80, temperature=1.5, seed=3, max_draft_tokens=m).ids for m in (0, 15)
+    ]
     np.testing.assert_array_equal(*kinds)

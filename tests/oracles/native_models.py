@@ -49,6 +49,9 @@ class MemorySource:
     def tensor(self, name: str) -> np.ndarray:
         return self._state[name]
 
+    def rows(self, name: str, begin: int, end: int) -> np.ndarray:
+        return self._state[name][begin:end]
+
     def integers(self, name: str, rows: tuple[int, int] | None = None) -> None:
         return None
 

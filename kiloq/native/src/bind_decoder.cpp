@@ -17,6 +17,7 @@
 #include "cpu.h"
 #include "decoder.h"
 #include "pack.h"
+#include "unlocked.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -68,7 +69,7 @@ void put_codes(MatrixBuilder& self, int first, const Rows<uint8_t>& codes, const
     }
     const uint8_t* zero_data = zeros ? zeros->data() : nullptr;
     const uint16_t* minimum_data = minimums ? minimums->data() : nullptr;
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     Team::Turn turn(threads);
     const int rows = static_cast<int>(count);
     share_out(turn.team(), (rows + kBlockRows - 1) / kBlockRows, [&](int piece) {
@@ -86,7 +87,7 @@ bool put_numbers(MatrixBuilder& self, int first, const AnyRows& numbers, const s
     if (numbers.itemsize() != element) throw std::invalid_argument("the numbers are not of the type that is named");
     const char* data = static_cast<const char*>(numbers.data());
     std::atomic<bool> finite{true};
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     Team::Turn turn(threads);
     const int rows = static_cast<int>(numbers.shape(0));
     share_out(turn.team(), (rows + kBlockRows - 1) / kBlockRows, [&](int piece) {
@@ -238,7 +239,7 @@ nb::tuple step(Decoder& self, const nb::list& given, bool interruptible) {
         at += row.wanted;
     }
     try {
-        const nb::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         self.step(rows, interruptible ? signal_raised : std::function<bool()>());
     } catch (const Interrupted&) {
         nb::raise_python_error();

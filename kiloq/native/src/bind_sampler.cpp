@@ -9,6 +9,7 @@
 
 #include "kernels_sampling.h"
 #include "sampler.h"
+#include "unlocked.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -25,14 +26,14 @@ int length(const Logits& logits) {
 
 int sample(const kiloq::Sampler& sampler, const Logits& logits, double uniform, const std::vector<int>& banned) {
     const int vocab = length(logits);
-    nb::gil_scoped_release unlocked;
+    const kiloq::Unlocked unlocked;
     return sampler.sample(logits.data(), vocab, uniform, banned);
 }
 
 std::pair<double, std::vector<std::pair<int, double>>> logprobs(const kiloq::Sampler&, const Logits& logits, int token,
                                                                 int count) {
     const int vocab = length(logits);
-    nb::gil_scoped_release unlocked;
+    const kiloq::Unlocked unlocked;
     kiloq::Logprobs result = kiloq::log_probabilities(logits.data(), vocab, token, count);
     return {result.chosen, std::move(result.best)};
 }

@@ -102,8 +102,16 @@ void Sequence::reserve(int count) {
     }
 }
 
+void Sequence::trim() {
+    const size_t blocks = (static_cast<size_t>(length_) + kBlockTokens - 1) / kBlockTokens;
+    for (auto& table : tables_) {
+        for (; table.size() > blocks; table.pop_back()) pool_->release(table.back());
+    }
+}
+
 void Sequence::advance(int count, const std::vector<int>& windows) {
     length_ += count;
+    trim();
     for (size_t layer = 0; layer < tables_.size(); ++layer) {
         if (windows[layer] == 0) continue;
         const int first_seen = std::max(0, length_ - windows[layer] + 1);  // by the next token

@@ -50,12 +50,15 @@ public:
     int layers() const { return static_cast<int>(tables_.size()); }
     void clear();
 
-    // Makes room for `count` more tokens, and blocks that others share and this sequence will write its own. All or
-    // nothing: throws std::length_error when the pool is full.
+    // Makes room for `count` more tokens, and blocks that others share and this sequence will write its own. Throws
+    // std::length_error when the pool is full. Until `advance` or `trim` the sequence must not be copied, because room
+    // without tokens would be shared and written by both.
     void reserve(int count);
     // The tokens are written: the sequence is `count` longer, and blocks that no later token of a layer with a window
-    // (0: none) sees are freed.
+    // (0: none) sees are freed, and room that was not used.
     void advance(int count, const std::vector<int>& windows);
+    // Frees room that holds no tokens.
+    void trim();
 
     uint8_t* block(int layer, int position) const { return pool_->at(tables_[layer][position / kBlockTokens]); }
 

@@ -74,9 +74,19 @@ std::unique_ptr<Sequence> Decoder::open() const {
 
 void Decoder::step(std::vector<StepRow>& rows, const std::function<bool()>& interrupted) {
     Team::Turn turn(threads_);
+    try {
+        for (const StepRow& row : rows) row.sequence->reserve(row.count);
+        run(rows, turn.team(), interrupted);
+    } catch (...) {
+        for (const StepRow& row : rows) row.sequence->trim();
+        throw;
+    }
+    for (const StepRow& row : rows) row.sequence->advance(kept(row), windows_);
+}
+
+void Decoder::run(std::vector<StepRow>& rows, Team& team, const std::function<bool()>& interrupted) {
     size_t drawing = 0;
     for (const StepRow& row : rows) {
-        row.sequence->reserve(row.count);
         if (row.sampler != nullptr && row.wanted == 0) drawing += row.uniforms.size();
     }
     memory_->logits.resize(std::max(memory_->logits.size(), drawing * logits_stride()));
@@ -99,13 +109,12 @@ void Decoder::step(std::vector<StepRow>& rows, const std::function<bool()>& inte
             if (done[next] == rows[next].count) ++next;
         }
         Pass pass(weights_, pool_->layout(), threads_, *memory_, std::move(part), interrupted);
-        turn.team().work_through(pass);
+        team.work_through(pass);
         if (pass.was_stopped()) throw Interrupted("the step was interrupted");
     }
     for (const StepRow& row : rows) {
         if (row.failure) std::rethrow_exception(row.failure);
     }
-    for (const StepRow& row : rows) row.sequence->advance(kept(row), windows_);
 }
 
 }  // namespace kiloq

@@ -96,6 +96,8 @@ public:
 private:
     struct Memory;
 
+    void run(std::vector<StepRow>& rows, Team& team, const std::function<bool()>& interrupted);
+
     Weights weights_;
     std::shared_ptr<BlockPool> pool_;
     std::vector<int> windows_;

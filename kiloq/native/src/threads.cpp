@@ -3,10 +3,9 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <memory>
-#include <stdexcept>
+#include <new>
 
 namespace kiloq {
 namespace {
@@ -39,6 +38,13 @@ void pin(int core) {
 }
 
 std::mutex turns;
+std::unique_ptr<Team> shared;
+
+// In a forked process: the team's threads did not come along, and whoever held the turn is not there to end it.
+void start_again() {
+    new (&turns) std::mutex;
+    static_cast<void>(shared.release());
+}
 
 }  // namespace
 
@@ -52,7 +58,7 @@ Team::Team(int size) : size_(size) {
 
 Team::~Team() {
     leaving_.store(true);
-    claim_.store((end_stage_ + 1) << 38);
+    claim_.store((first_stage_ + stages_ + 1) << 38);
     claim_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
@@ -71,19 +77,21 @@ bool Team::take_piece() {
     if (seen.next() >= seen.count()) return false;
     if (!claim_.compare_exchange_weak(seen.word, seen.word + 1, std::memory_order_acq_rel)) return true;
     // The stage cannot end before this piece is done, so job_ and count are those of the claim.
-    job_->run(static_cast<int>(seen.stage() - first_stage_), seen.next());
+    const int stage = seen.stage_since(first_stage_);
+    job_->run(stage, seen.next());
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == seen.count()) {
         done_.store(0, std::memory_order_relaxed);
-        publish(stop_.load() ? end_stage_ : seen.stage() + 1);
+        publish(stop_.load() ? stages_ : stage + 1);
     }
     return true;
 }
 
-// Offers the pieces of the first stage from `stage` on that has any.
-void Team::publish(uint64_t stage) {
+// Offers the pieces of the job's first stage from `stage` on that has any.
+void Team::publish(int stage) {
     int count = 0;
-    while (stage < end_stage_ && (count = job_->pieces(static_cast<int>(stage - first_stage_))) == 0) ++stage;
-    claim_.store(stage << 38 | static_cast<uint64_t>(stage < end_stage_ ? count : 0) << 19, std::memory_order_release);
+    while (stage < stages_ && (count = job_->pieces(stage)) == 0) ++stage;
+    const uint64_t pieces = stage < stages_ ? count : 0;
+    claim_.store((first_stage_ + stage) << 38 | pieces << 19, std::memory_order_release);
     claim_.notify_all();
 }
 
@@ -100,22 +108,21 @@ void Team::serve(int core) {
 void Team::work_through(Job& job) {
     job_ = &job;
     stop_.store(false);
-    first_stage_ = end_stage_ + 1;
-    end_stage_ = first_stage_ + job.stages();
-    publish(first_stage_);
+    first_stage_ += stages_ + 1;
+    stages_ = job.stages();
+    publish(0);
     for (;;) {
         if (!stop_.load() && job.stopped()) stop_.store(true);
         if (take_piece()) continue;
         const uint64_t word = claim_.load(std::memory_order_acquire);
-        if (Claim{word}.stage() >= end_stage_) return;
+        if (Claim{word}.stage_since(first_stage_) >= stages_) return;
         if (Claim{word}.next() >= Claim{word}.count()) wait_for_change(word);
     }
 }
 
 Team::Turn::Turn(int size) : lock_(turns) {
-    static std::unique_ptr<Team> shared;
-    static pid_t owner = getpid();
-    if (owner != getpid()) throw std::runtime_error("the process was forked after its threads had started");
+    static const int once = pthread_atfork(nullptr, nullptr, start_again);
+    static_cast<void>(once);
     if (!shared || shared->size() != size) {
         shared.reset();
         shared = std::make_unique<Team>(size);

@@ -44,18 +44,18 @@ public:
     void work_through(Job& job);
 
 private:
-    // What there is to claim, in one word, so that a claim cannot mix two stages: the stage's number since the team
-    // began, its pieces, and the next of them.
+    // What there is to claim, in one word, so that a claim cannot mix two stages: the last 26 bits of the stage's number
+    // since the team began (it comes round after some 200,000 tokens), its pieces, and the next of them.
     struct Claim {
         uint64_t word;
-        uint64_t stage() const { return word >> 38; }
+        int stage_since(uint64_t first) const { return static_cast<int>(((word >> 38) - first) & ((1u << 26) - 1)); }
         int count() const { return static_cast<int>(word >> 19 & kMostPieces); }
         int next() const { return static_cast<int>(word & kMostPieces); }
     };
 
     void serve(int core);
     bool take_piece();
-    void publish(uint64_t stage);
+    void publish(int stage);
     void wait_for_change(uint64_t word);
 
     const int size_;
@@ -64,11 +64,11 @@ private:
     std::atomic<bool> stop_{false}, leaving_{false};
     Job* job_ = nullptr;       // these change only while nothing can be claimed
     uint64_t first_stage_ = 0;
-    uint64_t end_stage_ = 0;
+    int stages_ = 0;
     std::vector<std::thread> workers_;
 };
 
-// Holds the process's team for as long as it lives; others wait. Throws std::runtime_error in a forked process.
+// Holds the process's team for as long as it lives; others wait. A forked process gets its own team.
 class Team::Turn {
 public:
     explicit Turn(int size);

@@ -47,8 +47,13 @@ clean:
 		{ echo "there is no C++ compiler here: installing PyTorch for the slower engine ..." >&2; $(PIP) $(TORCH) >&2; }
 	@touch $@
 
+# The extras by their own names: asking for kiloq again would compile its engine a second time.
+EXTRAS := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(name for extra in ("train", "serve", "dev") for name in extras[extra]), sep="\n")
+
 .venv/.dev-ready: .venv/.chat-ready
 	@echo "installing PyTorch and the test tools into .venv (once) ..." >&2
 	@$(PIP) $(TORCH) >&2
-	@$(PIP) --editable '.[all,dev]' >&2
+	@$(BIN)/python -c '$(EXTRAS)' > .venv/extras.txt
+	@$(PIP) --requirement .venv/extras.txt >&2
 	@touch $@

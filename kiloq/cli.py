@@ -39,6 +39,7 @@ VERBS = {
     "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),
     "get": Verb("kiloq.convert.command", "get_command", "Fetch a model or vocabulary by name."),
     "show": Verb("kiloq.convert.command", "show_command", "Print what a model, tokenizer or file is."),
+    "bench": Verb("kiloq.generate.bench", "bench_command", "Measure how fast this machine runs a model."),
     "doctor": Verb("kiloq.generate.doctor", "doctor_command", "Report what this machine offers and what is missing."),
 }
 

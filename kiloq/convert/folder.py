@@ -41,6 +41,9 @@ class TensorFile(Protocol):
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
         """(type code, shape)."""
 
+    def release_pages(self) -> None:
+        """Lets the system have the memory of what was read, where it is mapped."""
+
     def array(self, name: str) -> npt.NDArray[Any]:
         """Values, mapped where possible."""
 
@@ -76,6 +79,11 @@ class FolderTensors:
     def array(self, name: str) -> npt.NDArray[Any]:
         """Values, mapped."""
         return self._file(name).array(name)
+
+    def release_pages(self) -> None:
+        """Lets the system have the memory of what was read; see `SafetensorsFile`."""
+        for file in set(self._files.values()):
+            file.release_pages()
 
     def file_of(self, name: str) -> Path:
         """The shard that holds a tensor, for error sentences."""
@@ -181,6 +189,9 @@ class PickledFile:
             raise FormatError(f"{self.path}: tensor {shown(name)} is not a plain dense tensor")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise FormatError(f"{self.path}: tensor {shown(name)} claims more elements than its storage holds")
+
+    def release_pages(self) -> None:
+        """Nothing: a pickled file is read as a whole."""
 
     def names(self) -> list[str]:
         """Tensor names."""

@@ -108,6 +108,10 @@ class GPTQTensors:
         found = self.integers(name, slice(None))
         return self._tensors.array(name) if found is None else found.decode()
 
+    def release_pages(self) -> None:
+        """Lets the system have the memory of what was read; see `SafetensorsFile`."""
+        self._tensors.release_pages()
+
     def file_of(self, name: str) -> Path:
         """The shard that holds a tensor, for error sentences."""
         return self._tensors.file_of(f"{name[: -len('.weight')]}.qweight" if name in self._shapes else name)

@@ -96,6 +96,10 @@ class ModelSource:
             return None
         return from_blocks(self._tensors.raw(entry.stored)[where], self._tensors.info(entry.stored)[0])
 
+    def release_pages(self) -> None:
+        """Lets the system have the memory of what was read of the files; for who converts tensor by tensor."""
+        self._tensors.release_pages()
+
     def stored_types(self) -> dict[str, int]:
         """How many tensors are stored in each type, e.g. {"Q4_1": 210, "F32": 61}."""
         counts: dict[str, int] = {}

@@ -10,6 +10,7 @@ a few rows at a time.
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,6 +96,10 @@ class GGUFFile:
     def names(self) -> list[str]:
         """Tensor names in the order of the file."""
         return list(self._tensors)
+
+    def release_pages(self) -> None:
+        """Lets the system have the memory of what was read; arrays of before stay valid and are read again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
         """(ggml type name, shape with rows first), e.g. ("Q4_K", (4096, 11008))."""

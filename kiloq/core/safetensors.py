@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class SafetensorsFile:
     def names(self) -> list[str]:
         """Tensor names in the order of the header."""
         return list(self._entries)
+
+    def release_pages(self) -> None:
+        """Lets the system have the memory of what was read; arrays of before stay valid and are read again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def info(self, name: str) -> tuple[str, tuple[int, ...]]:
         """(dtype code, shape) of a tensor, e.g. ("BF16", (151936, 4096))."""

@@ -99,6 +99,7 @@ class Packer:
                 finite &= self._put_integers(matrix, slot, first, end)
             else:
                 finite &= self._put_numbers(matrix, slot, first, end)
+            self._source.release_pages()  # a file that is read once must not stand beside what is made of it
         if not finite:
             self.broken.append(slot.name)
         return matrix

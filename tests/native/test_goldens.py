@@ -18,7 +18,9 @@ from oracles.qwen1_golden import CASES, golden, golden_config, golden_state
 from kiloq.generate.native_backend import NativeBackend
 from kiloq.model.ntk import ntk_alpha
 
-pytest.importorskip("kiloq.native._native", reason="the native engine is not built: install kiloq where a C++ compiler is")
+pytest.importorskip(
+    "kiloq.native._native", reason="the native engine is not built: install kiloq where a C++ compiler is"
+)
 
 TOLERANCE = 2e-5
 SMALL = [case for case in CASES if case != "real"]  # whole logits are kept
@@ -75,7 +77,9 @@ def test_ragged_batch_and_its_steps(case, kind: str) -> None:
     alphas = [float(alpha) for alpha in info[kind]["ntk_alpha"]]
     alphas = alphas * len(lengths) if len(alphas) == 1 else alphas
     sequences = open_many(backend, len(lengths))
-    prompts = [row[padded - length :].tolist() for row, length in zip(tensors[f"{kind}.input_ids"], lengths, strict=True)]
+    prompts = [
+        row[padded - length :].tolist() for row, length in zip(tensors[f"{kind}.input_ids"], lengths, strict=True)
+    ]
     prefill = run(backend, *zip(sequences, prompts, strict=True), alpha=alphas)
     steps = tensors[f"{kind}.decode_ids"]
     decoded = [
@@ -154,10 +158,10 @@ def test_the_int8_cache_is_nearer_than_the_originals(name: str) -> None:
     prefill, alpha = run_of["prefill"], float(run_of["ntk_alpha_frozen"][0])
     ids = tensors["long.input_ids"][0, : prefill + run_of["steps"]].tolist()
     got = []
-    for backend in (backend, backend_of(name)):
-        sequence = backend.open()
-        rows = [run(backend, (sequence, ids[:prefill]), alpha=alpha)[0][-1]]
-        rows += [run(backend, (sequence, [token]), alpha=alpha)[0][0] for token in ids[prefill:]]
+    for each in (backend, backend_of(name)):
+        sequence = each.open()
+        rows = [run(each, (sequence, ids[:prefill]), alpha=alpha)[0][-1]]
+        rows += [run(each, (sequence, [token]), alpha=alpha)[0][0] for token in ids[prefill:]]
         got.append(np.stack(rows))
     theirs = tensors["kvq8_fp32.cached.logits"][0].numpy()
     assert np.abs(got[0] - got[1]).mean() < 0.4 * np.abs(theirs - got[1]).mean()

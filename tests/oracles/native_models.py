@@ -55,6 +55,9 @@ class MemorySource:
     def integers(self, name: str, rows: tuple[int, int] | None = None) -> None:
         return None
 
+    def release_pages(self) -> None:
+        """Nothing is mapped."""
+
     def warn_of_broken(self, names: list[str]) -> None:
         self.broken += names
 

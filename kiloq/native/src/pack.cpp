@@ -39,6 +39,13 @@ size_t offset_bytes(const Matrix& m) {
 }
 size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// To the nearest whole number, ties to even, for |value| < 2^22: what adding 1.5 * 2^23 leaves. nearbyint would be a
+// call for every weight where the processor's own instruction cannot be assumed.
+inline float whole(float value) {
+    constexpr float kNoFraction = 12582912.0f;
+    return (value + kNoFraction) - kNoFraction;
+}
+
 }  // namespace
 
 MatrixBuilder::MatrixBuilder(Arena& arena, int rows, int columns, Format format, Offset offset, int group)
@@ -137,27 +144,30 @@ bool MatrixBuilder::put_row(int row, const float* values) {
 void MatrixBuilder::put_quantised_row(int row, const float* values) {
     const Matrix& m = matrix_;
     const float most = m.format == Format::int8 ? 255.0f : 15.0f, middle = m.format == Format::int8 ? 128.0f : 8.0f;
+    std::vector<uint8_t> codes(m.columns);
+    std::vector<uint16_t> scales(m.groups), minimums(m.groups);
     for (int g = 0; g < m.groups; ++g) {
         const int begin = g * m.group, end = std::min(m.columns, begin + m.group);
         const auto [low, high] = std::minmax_element(values + begin, values + end);
-        const size_t place = group_at(row, g);
         float start = 0.0f, scale, zero = middle;
         if (m.offset == Offset::minimum) {
-            start = half_to_float(float_to_half(*low));
+            minimums[g] = float_to_half(*low);
+            start = half_to_float(minimums[g]);
             scale = (*high - start) / most;
             zero = 0.0f;
-            reinterpret_cast<uint16_t*>(offsets_)[place] = float_to_half(start);
         } else {
             scale = std::max(std::fabs(*low), std::fabs(*high)) / (middle - 1.0f);
         }
-        scales_[place] = float_to_half(scale);
-        scale = half_to_float(scales_[place]);
+        scales[g] = float_to_half(scale);
+        scale = half_to_float(scales[g]);
         const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
         for (int k = begin; k < end; ++k) {
-            const float code = std::nearbyintf((values[k] - start) * inverse) + zero;
-            put_code(row, k, code >= 0.0f ? static_cast<uint8_t>(std::min(code, most)) : 0);  // NaN becomes 0
+            const float code = whole((values[k] - start) * inverse) + zero;
+            codes[k] = code >= 0.0f ? static_cast<uint8_t>(std::min(code, most)) : 0;  // NaN becomes 0
         }
     }
+    const std::vector<uint8_t> zeros(m.groups, static_cast<uint8_t>(middle));
+    put_codes(row, 1, codes.data(), scales.data(), zeros.data(), minimums.data());
 }
 
 void unpack_row(const Matrix& m, int row, float* out) {

@@ -65,6 +65,10 @@ class ModelSource:
         """Type of the array that `tensor` gives: "fp32", "bf16" or "fp16"."""
         return WEIGHT_NAMES.get(self._tensors.info(self._entry(name).stored)[0], "fp32")
 
+    def stored_in_floats(self, name: str) -> bool:
+        """Whether a tensor's values are in the file as they are, and not as codes that have to be decoded."""
+        return self._tensors.info(self._entry(name).stored)[0] in WEIGHT_NAMES
+
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """Values in the stored type, a view of the file; float32 and decoded where it is quantised."""
         entry = self._entry(name)

@@ -120,7 +120,9 @@ def advise(report: dict[str, Any]) -> list[str]:
     """One sentence for each thing that is missing or slow, with the next step."""
     found = [f"{name} is not installed: run pip install {name}" for name in REQUIRED if not report["packages"][name]]
     if report["native"] is None:
-        found += [native.MISSING, *_advise_torch(report["torch"], report["cpu"])]
+        found.append(native.MISSING)
+    if report["native"] is None or report["torch"] is not None:  # on a CPU, PyTorch is only needed without the other
+        found += _advise_torch(report["torch"], report["cpu"])
     flags = set(report["cpu"]["flags"])
     if flags and not flags & {"avx2", "asimd"}:
         found.append("the processor has neither AVX2 nor NEON: answers will be slow; use a small model")

@@ -53,8 +53,13 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torch" else known(name))
     report = doctor.examine()
     assert report["torch"] is None
+    assert not any("torch" in warning for warning in report["warnings"])  # the native engine needs none
+    monkeypatch.setattr(doctor, "_native", lambda: None)
+    report = doctor.examine()
     assert any("kiloq[train]" in warning for warning in report["warnings"])
+    assert any("compiler" in warning for warning in report["warnings"])
     assert "missing" in doctor.render(report)
+    assert "not built" in doctor.render(report)
 
 
 def test_with_a_broken_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,8 +122,6 @@ struct Inputs {
                 sums.push_back(total);
             }
         }
-        codes.insert(codes.end(), static_cast<size_t>(kRowPadding) * depth, 99);
-        scales.insert(scales.end(), static_cast<size_t>(kRowPadding) * groups, kNan);
     }
 
     double value(int row, int column) const {

@@ -46,6 +46,9 @@ class MemorySource:
     def dtype_of(self, name: str) -> str:
         return {"float32": "fp32", "float16": "fp16"}.get(self._state[name].dtype.name, "bf16")
 
+    def stored_in_floats(self, name: str) -> bool:
+        return True
+
     def tensor(self, name: str) -> np.ndarray:
         return self._state[name]
 
@@ -127,6 +130,9 @@ class Twin:
         return self.network(torch.tensor([ids]), cache=cache, alpha=[alpha])[0].numpy()
 
 
+FINE = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+
+
 def rounded_activations(x: torch.Tensor, slot: native_load.Slot) -> torch.Tensor:
     """What a matrix of this form multiplies: bfloat16 for bf16, codes of -127 to 127 for integers."""
     if slot.format == "fp32":
@@ -135,8 +141,12 @@ def rounded_activations(x: torch.Tensor, slot: native_load.Slot) -> torch.Tensor
         return x.bfloat16().float()
     order = torch.arange(slot.columns) if slot.order is None else torch.from_numpy(slot.order).long()
     padded = torch.nn.functional.pad(x[..., order], (0, -slot.columns % ACTIVATION_GROUP))
+    grouped = padded.unflatten(-1, (-1, ACTIVATION_GROUP))
+    rounded = _rounded(grouped)
+    if slot.name.endswith(FINE):  # what the first rounding left over, rounded in turn
+        rounded = rounded + _rounded(grouped - rounded)
     back = torch.empty_like(x)
-    back[..., order] = _rounded(padded.unflatten(-1, (-1, ACTIVATION_GROUP))).flatten(-2)[..., : slot.columns]
+    back[..., order] = rounded.flatten(-2)[..., : slot.columns]
     return back
 
 

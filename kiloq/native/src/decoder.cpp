@@ -30,6 +30,7 @@ void Weights::check() const {
         require(values.size() == static_cast<size_t>(n) || (optional && values.empty()));
     };
     require(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_size > 0 && c.head_size <= kMaxHeadSize);
+    require(c.kv_heads <= Team::kMostPieces / kPassTokens);
     require(c.rotary_dim >= 0 && c.rotary_dim % 2 == 0 && c.rotary_dim <= c.head_size);
     sized(c.rope_divisors, c.rotary_dim / 2, true);
     const int q = c.heads * c.head_size, kv = c.kv_heads * c.head_size;

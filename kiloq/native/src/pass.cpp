@@ -85,6 +85,9 @@ void Pass::prepare_memory() {
     grow(s_.codes, tokens * depth);
     grow(s_.row_scales, tokens * groups);
     grow(s_.row_sums, tokens * groups);
+    grow(s_.rest_codes, tokens * depth);
+    grow(s_.rest_scales, tokens * groups);
+    grow(s_.rest_sums, tokens * groups);
     grow(s_.cosines, tokens * c_.rotary_dim / 2);
     grow(s_.sines, tokens * c_.rotary_dim / 2);
     grow(s_.peaks, results);
@@ -121,7 +124,7 @@ void Pass::run(int stage, int piece) {
     const Layer& layer = w_.layers[index];
     const AttendPlan& plan = plans_.at(layer.window);
     const auto product = [&](const Linear& linear, std::vector<float>& y, size_t stride, bool accumulate) {
-        multiply(linear, encoded(linear, 0, tokens()), piece, {y.data(), stride, nullptr, accumulate});
+        multiply(linear, 0, tokens(), piece, {y.data(), stride, nullptr, accumulate});
     };
     switch (static_cast<Stage>((stage - 1) % kStages)) {
         case kNorm: return norm(s_.x.data() + piece * width(), layer.attention_norm, layer.qkv, piece);
@@ -176,8 +179,22 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
         narrow |= part.format == Format::bf16;
     }
     const size_t group = static_cast<size_t>(row) * depth / kActivationGroup;
-    if (codes) k_.rows.quantise(wide, depth, s_.codes.data() + static_cast<size_t>(row) * depth, &s_.row_scales[group], &s_.row_sums[group]);
+    if (codes) {
+        const size_t at = static_cast<size_t>(row) * depth;
+        k_.rows.quantise(wide, depth, &s_.codes[at], &s_.row_scales[group], &s_.row_sums[group]);
+        if (linear.fine) encode_rest(depth, at, wide);
+    }
     if (narrow) k_.rows.narrow(wide, depth, s_.narrow.data() + static_cast<size_t>(row) * depth);
+}
+
+void Pass::encode_rest(int depth, size_t at, const float* wide) {
+    thread_local std::vector<float> rest;
+    grow(rest, depth);
+    const size_t group = at / kActivationGroup;
+    for (int k = 0; k < depth; ++k) {
+        rest[k] = wide[k] - s_.row_scales[group + k / kActivationGroup] * static_cast<float>(s_.codes[at + k]);
+    }
+    k_.rows.quantise(rest.data(), depth, &s_.rest_codes[at], &s_.rest_scales[group], &s_.rest_sums[group]);
 }
 
 Activations Pass::encoded(const Linear& linear, int first, int rows) const {
@@ -186,13 +203,20 @@ Activations Pass::encoded(const Linear& linear, int first, int rows) const {
             s_.row_sums.data() + group, linear.depth(), rows};
 }
 
+Activations Pass::rest_of(const Linear& linear, int first, int rows) const {
+    const size_t at = static_cast<size_t>(first) * linear.depth(), group = at / kActivationGroup;
+    return {nullptr, nullptr, s_.rest_codes.data() + at, s_.rest_scales.data() + group, s_.rest_sums.data() + group,
+            linear.depth(), rows};
+}
+
 int Pass::matrix_pieces(const Linear& linear) const {
     const int at_once = blocks_at_once(linear.blocks(), members_);
     return (linear.blocks() + at_once - 1) / at_once;
 }
 
 // One piece of a product: some blocks of outputs, for all rows of x. The target's bias is the map's own.
-void Pass::multiply(const Linear& linear, const Activations& x, int piece, const Target& out) {
+void Pass::multiply(const Linear& linear, int first_row, int rows, int piece, const Target& out) {
+    const Activations x = encoded(linear, first_row, rows), rest = rest_of(linear, first_row, rows);
     const int at_once = blocks_at_once(linear.blocks(), members_);
     const int begin = piece * at_once, end = std::min(begin + at_once, linear.blocks());
     int first = 0;
@@ -202,6 +226,9 @@ void Pass::multiply(const Linear& linear, const Activations& x, int piece, const
             const size_t start = static_cast<size_t>(first) * kBlockRows;
             const float* bias = linear.bias.empty() ? nullptr : linear.bias.data() + start;
             k_.matrix.multiply(part, from - first, to - first, x, {out.y + start, out.stride, bias, out.accumulate});
+            if (linear.fine && part.quantised()) {
+                k_.matrix.multiply(part, from - first, to - first, rest, {out.y + start, out.stride, nullptr, true});
+            }
         }
         first += part.blocks;
     }
@@ -232,7 +259,7 @@ void Pass::head(int piece) {
     for (int first = 0, next; first < rows; first = next) {
         next = first + 1;
         while (next < rows && wanted_[next].second == wanted_[next - 1].second + stride) ++next;
-        multiply(w_.head, encoded(w_.head, first, next - first), piece, {wanted_[first].second, stride, nullptr, false});
+        multiply(w_.head, first, next - first, piece, {wanted_[first].second, stride, nullptr, false});
     }
 }
 

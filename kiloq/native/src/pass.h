@@ -20,8 +20,9 @@ struct Scratch {
     std::vector<float> x, qkv, mixed, ffn;  // residual stream; heads; attention's output; gate and up
     std::vector<float> wide, row_scales;            // encoded activations in the form that is needed
     std::vector<uint16_t> narrow;
-    std::vector<int8_t> codes;
-    std::vector<int32_t> row_sums;
+    std::vector<int8_t> codes, rest_codes;  // rest: what the first rounding left over, rounded in turn
+    std::vector<int32_t> row_sums, rest_sums;
+    std::vector<float> rest_scales;
     std::vector<float> cosines, sines;
     std::vector<float> peaks, totals, partial;  // attention's results
 };
@@ -75,8 +76,10 @@ private:
     void begin(int at);
     void encode(const Linear& linear, int row, const float* values);
     int matrix_pieces(const Linear& linear) const;
-    void multiply(const Linear& linear, const Activations& x, int piece, const Target& out);
+    void multiply(const Linear& linear, int first, int rows, int piece, const Target& out);
     Activations encoded(const Linear& linear, int first, int rows) const;
+    Activations rest_of(const Linear& linear, int first, int rows) const;
+    void encode_rest(int depth, size_t at, const float* wide);
     void norm(const float* x, const std::vector<float>& weight, const Linear& next, int row);
     void activate(const Layer& layer, int at);
     void head(int piece);

@@ -73,6 +73,7 @@ public:
 
 private:
     static constexpr int kBandTokens = 2048;  // about this many are sorted out at the nucleus's border
+    static constexpr int kMostPasses = 40;
     static constexpr float kMargin = 1e-6f;   // weights this close, relatively, are compared in double
 
     float* block(int b) const { return weights_ + b * kSamplingBlock; }
@@ -84,7 +85,9 @@ private:
         // Weights below this are, all together, at most half of what may be left out.
         float low = std::max(static_cast<float>(0.5 * (low_mass - target) / row_.vocab), FLT_MIN), high = 2.0f;
         float guess = between(high, low, 0.7f);
-        while (low_mass - high_mass > static_cast<double>(kBandTokens) * low && high > low * (1 + kMargin)) {
+        // A border that is not found in this many passes is bracketed all the same, with more tokens between.
+        for (int pass = 0; pass < kMostPasses; ++pass) {
+            if (!(low_mass - high_mass > static_cast<double>(kBandTokens) * low && high > low * (1 + kMargin))) break;
             const std::array<float, kThresholds> thresholds = {between(high, guess, 0.6f), between(high, guess, 0.92f),
                                                                between(guess, low, 0.08f), between(guess, low, 0.4f)};
             const std::array<double, kThresholds> masses = masses_from(thresholds);

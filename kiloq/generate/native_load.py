@@ -178,7 +178,12 @@ def _layer(packer: Packer, plan: dict[str, Slot], vectors: dict[str, Any], confi
                 f"{prefix}{names[0]} and its neighbours are quantised in different column orders: load it with --weights bf16"
             )
         biases = [vectors.get(f"{prefix}{name}.bias") for name in names]
-        return {"parts": [packer.matrix(part) for part in parts], "biases": biases, "order": parts[0].order, "fine": fine}
+        return {
+            "parts": [packer.matrix(part) for part in parts],
+            "biases": biases,
+            "order": parts[0].order,
+            "fine": fine,
+        }
 
     return {
         "input_layernorm": vectors[f"{prefix}input_layernorm.weight"],

@@ -33,7 +33,10 @@ SIMPLE = ("nfc", "bos_id", "eos_id", "pad_id", "add_bos", "add_eos", "chat_templ
 
 def kept(sources: Iterable[Path], read: Callable[[], AnyVocabulary]) -> AnyVocabulary:
     """What `read` gives, from the cache where it was read from the same `sources` before."""
-    place = cache_dir() / "vocabularies" / f"{_key(sources)}.json"
+    try:
+        place = cache_dir() / "vocabularies" / f"{_key(sources)}.json"
+    except OSError:
+        return read()  # which says what is the matter with the file
     with suppress(OSError, ValueError, KeyError, TypeError, KiloqError):
         return _load(place)
     found = read()

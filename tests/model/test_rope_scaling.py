@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from model.test_network import TINY, some_ids, tiny_network
+from model.test_network import some_ids, tiny_network
 from oracles.naive_network import naive_logits
+from shapes import TINY
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from kiloq.core.errors import FormatError

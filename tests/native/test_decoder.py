@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.naive_network import naive_logits
 from oracles.native_models import MemorySource, Twin, native_backend, random_source, run, some_ids
+from shapes import SHAPES as FAMILIES
+from shapes import TINY
 
 from kiloq.core.errors import KiloqError
 from kiloq.generate.backend import Draw, Row
@@ -30,14 +32,7 @@ pytest.importorskip(
 
 TOLERANCE = 5e-5
 TWIN_ERRORS = {"fp32": 0.003, "bf16": 0.01, "int8": 0.03, "int4": 0.03}  # a third of it was seen at most
-TINY = dict(vocab_size=97, hidden_size=48, num_layers=3, num_heads=6, ffn_size=80, train_length=16, max_length=256)
-SHAPES = {
-    "qwen1": ModelConfig(**TINY, dynamic_ntk=True, logn=True),
-    "qwen2": ModelConfig(**TINY, num_kv_heads=2, tied_embeddings=True, rope_base=1e6),
-    "qwen3": ModelConfig(**TINY, num_kv_heads=3, head_dim=16, qk_norm=True, qkv_bias=False, norm_eps=1e-5),
-    "mqa": ModelConfig(**TINY, num_kv_heads=1, qkv_bias=False, tied_embeddings=True),
-    "biased": ModelConfig(**TINY, output_bias=True, mlp_bias=True, rotary_dim=4),
-    "windows": ModelConfig(**TINY, windows=(4, 9, None), dynamic_ntk=True, logn=True),
+SHAPES = FAMILIES | {
     "odd": ModelConfig(**(TINY | dict(vocab_size=33, hidden_size=37, num_heads=3, ffn_size=61)), head_dim=7, rotary_dim=6, output_bias=True, mlp_bias=True),
     "one": ModelConfig(vocab_size=1, hidden_size=1, num_layers=1, num_heads=2, num_kv_heads=1, ffn_size=1, head_dim=2),
     "wide": ModelConfig(**(TINY | dict(vocab_size=300, hidden_size=200, num_layers=2, num_heads=40, ffn_size=515)), num_kv_heads=1, head_dim=66),

@@ -73,19 +73,19 @@ public:
 
 private:
     static constexpr int kBandTokens = 2048;  // about this many are sorted out at the nucleus's border
-    static constexpr int kMostPasses = 40;
+    static constexpr int kMostPasses = 40;    // 36 leave 88 * 0.6^36 < 1e-6 of the widest bracket's logarithm
     static constexpr float kMargin = 1e-6f;   // weights this close, relatively, are compared in double
 
     float* block(int b) const { return weights_ + b * kSamplingBlock; }
 
     // A weight from which on there is at least the target, and one from which on there is less, with few between.
-    // Each pass tries two thresholds close to where a straight line puts the target, and two farther off.
+    // Each pass tries two thresholds close to where a straight line puts the target, and two farther off, so that at
+    // most 0.6 of the bracket is left, on a logarithmic scale.
     std::pair<float, float> border(double target) const {
         double low_mass = total(), high_mass = 0.0;
         // Weights below this are, all together, at most half of what may be left out.
         float low = std::max(static_cast<float>(0.5 * (low_mass - target) / row_.vocab), FLT_MIN), high = 2.0f;
         float guess = between(high, low, 0.7f);
-        // A border that is not found in this many passes is bracketed all the same, with more tokens between.
         for (int pass = 0; pass < kMostPasses; ++pass) {
             if (!(low_mass - high_mass > static_cast<double>(kBandTokens) * low && high > low * (1 + kMargin))) break;
             const std::array<float, kThresholds> thresholds = {between(high, guess, 0.6f), between(high, guess, 0.92f),
@@ -95,7 +95,8 @@ private:
             while (t < kThresholds && masses[t] < target) ++t;
             if (t < kThresholds) low = thresholds[t], low_mass = masses[t];
             if (t > 0) high = thresholds[t - 1], high_mass = masses[t - 1];
-            guess = high + (low - high) * static_cast<float>((target - high_mass) / (low_mass - high_mass));
+            const double share = (target - high_mass) / (low_mass - high_mass);
+            guess = std::clamp(high + (low - high) * static_cast<float>(share), low, high);  // rounding can pass low
         }
         return {low * (1 - kMargin), high * (1 + kMargin)};
     }

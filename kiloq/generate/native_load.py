@@ -153,7 +153,7 @@ def decoder(
         tell((layer + 1) / config.num_layers)
     top = embedding if config.tied_embeddings else packer.matrix(plan["lm_head.weight"])
     source.warn_of_broken(packer.broken)
-    head = {"parts": [top], "biases": [None], "order": None, "fine": False}
+    head = {"parts": [top], "biases": [None], "order": None}
     return native.Decoder(
         packer.arena, _config(config), layers, embedding, head, vectors["norm.weight"],
         cache_format=kv, cache_limit_bytes=cache_bytes, threads=threads,
@@ -170,7 +170,7 @@ def _vector(source: ModelSource, name: str, packer: Packer) -> npt.NDArray[np.fl
 def _layer(packer: Packer, plan: dict[str, Slot], vectors: dict[str, Any], config: ModelConfig, layer: int) -> Any:
     prefix = f"layers.{layer}."
 
-    def linear(*names: str, fine: bool = False) -> dict[str, Any]:
+    def linear(*names: str) -> dict[str, Any]:
         parts = [plan[f"{prefix}{name}.weight"] for name in names]
         orders = {None if part.order is None else part.order.tobytes() for part in parts}
         if len(orders) > 1:
@@ -178,20 +178,14 @@ def _layer(packer: Packer, plan: dict[str, Slot], vectors: dict[str, Any], confi
                 f"{prefix}{names[0]} and its neighbours are quantised in different column orders: load it with --weights bf16"
             )
         biases = [vectors.get(f"{prefix}{name}.bias") for name in names]
-        return {
-            "parts": [packer.matrix(part) for part in parts],
-            "biases": biases,
-            "order": parts[0].order,
-            "fine": fine,
-        }
+        return {"parts": [packer.matrix(part) for part in parts], "biases": biases, "order": parts[0].order}
 
     return {
         "input_layernorm": vectors[f"{prefix}input_layernorm.weight"],
         "post_attention_layernorm": vectors[f"{prefix}post_attention_layernorm.weight"],
         "q_norm": vectors.get(f"{prefix}self_attn.q_norm.weight"),
         "k_norm": vectors.get(f"{prefix}self_attn.k_norm.weight"),
-        # Inputs of attention have the largest outliers: of what 8-bit activations cost, two thirds are lost here.
-        "qkv": linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", fine=True),
+        "qkv": linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "output": linear("self_attn.o_proj"),
         "gate_up": linear("mlp.gate_proj", "mlp.up_proj"),
         "down": linear("mlp.down_proj"),

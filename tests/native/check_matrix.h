@@ -98,8 +98,9 @@ void fill(Weights& w, const Case& c, Random& random) {
 struct Inputs {
     std::vector<float> wide, scales;
     std::vector<uint16_t> narrow;
-    std::vector<int8_t> codes;
+    std::vector<int8_t> codes, rests;
     std::vector<int32_t> sums;
+    std::vector<uint8_t> shifts;
     int count, depth, groups;
     bool quantised, halved;
 
@@ -110,29 +111,34 @@ struct Inputs {
         for (int r = 0; r < count; ++r) {
             for (int g = 0; g < groups; ++g) {
                 int32_t total = 0;
+                shifts.push_back(random.below(3) == 0 ? kFineShift : 0);
                 for (int k = g * kActivationGroup; k < (g + 1) * kActivationGroup; ++k) {
                     const bool used = k < c.columns;
                     const int code = c.extreme ? (r % 2 ? 127 : -127) : random.below(255) - 127;
                     wide.push_back(used ? random.value() : 0.0f);
                     narrow.push_back(float_to_bf16(wide.back()));
+                    const int rest = c.extreme ? (r % 2 ? 64 : -64) : random.below(129) - 64;
                     codes.push_back(static_cast<int8_t>(used ? code : 0));
-                    total += codes.back();
+                    rests.push_back(static_cast<int8_t>(used && shifts.back() != 0 ? rest : 0));
+                    total += code_at(codes.size() - 1, shifts.back());
                 }
-                scales.push_back(random.uniform(0.0005f, 0.02f));
+                scales.push_back(random.uniform(0.0005f, 0.02f) / static_cast<float>(1 << shifts.back()));
                 sums.push_back(total);
             }
         }
     }
 
+    int code_at(size_t at, int shift) const { return codes[at] * (1 << shift) + rests[at]; }
     double value(int row, int column) const {
-        const size_t at = static_cast<size_t>(row) * depth + column;
-        if (quantised) return static_cast<double>(scales[row * groups + column / kActivationGroup]) * codes[at];
+        const size_t at = static_cast<size_t>(row) * depth + column, group = row * groups + column / kActivationGroup;
+        if (quantised) return static_cast<double>(scales[group]) * code_at(at, shifts[group]);
         return halved ? bf16_to_float(narrow[at]) : wide[at];
     }
     Activations rows(int first, int count) const {
         const size_t at = static_cast<size_t>(first) * depth, shared = static_cast<size_t>(first) * groups;
         return {.wide = wide.data() + at, .narrow = narrow.data() + at, .codes = codes.data() + at,
-                .scales = scales.data() + shared, .sums = sums.data() + shared, .depth = depth, .rows = count};
+                .rests = rests.data() + at, .scales = scales.data() + shared, .sums = sums.data() + shared,
+                .shifts = shifts.data() + shared, .depth = depth, .rows = count};
     }
 };
 

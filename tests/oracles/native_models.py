@@ -22,6 +22,7 @@ from kiloq.model.shapes import tensor_shapes
 
 CACHE_BYTES = 1 << 30
 ACTIVATION_GROUP = 32  # activations that share a scale
+OUTLIER = 3.0  # times the row's root mean square: groups with larger activations get 15 bits
 
 State = dict[str, np.ndarray]
 
@@ -130,11 +131,8 @@ class Twin:
         return self.network(torch.tensor([ids]), cache=cache, alpha=[alpha])[0].numpy()
 
 
-FINE = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
-
-
 def rounded_activations(x: torch.Tensor, slot: native_load.Slot) -> torch.Tensor:
-    """What a matrix of this form multiplies: bfloat16 for bf16, codes of -127 to 127 for integers."""
+    """What a matrix of this form multiplies: bfloat16 for bf16; 8 bits for integers, 15 in groups with outliers."""
     if slot.format == "fp32":
         return x
     if slot.format == "bf16":
@@ -142,17 +140,17 @@ def rounded_activations(x: torch.Tensor, slot: native_load.Slot) -> torch.Tensor
     order = torch.arange(slot.columns) if slot.order is None else torch.from_numpy(slot.order).long()
     padded = torch.nn.functional.pad(x[..., order], (0, -slot.columns % ACTIVATION_GROUP))
     grouped = padded.unflatten(-1, (-1, ACTIVATION_GROUP))
-    rounded = _rounded(grouped)
-    if slot.name.endswith(FINE):  # what the first rounding left over, rounded in turn
-        rounded = rounded + _rounded(grouped - rounded)
+    limit = OUTLIER * padded.square().mean(-1).sqrt()[..., None, None]
+    fine = grouped.abs().amax(-1, keepdim=True) > limit
+    rounded = _rounded(grouped, torch.where(fine, 127.0 * 128.0, 127.0))
     back = torch.empty_like(x)
     back[..., order] = rounded.flatten(-2)[..., : slot.columns]
     return back
 
 
-def _rounded(x: torch.Tensor) -> torch.Tensor:
-    """Each vector of the last dimension in 8 bits around zero."""
-    scale = x.abs().amax(-1, keepdim=True) / 127
+def _rounded(x: torch.Tensor, top: torch.Tensor | float = 127.0) -> torch.Tensor:
+    """Each vector of the last dimension in whole steps around zero, `top` of them to its largest magnitude."""
+    scale = x.abs().amax(-1, keepdim=True) / top
     return torch.where(scale > 0, (x / scale).round() * scale, 0.0)
 
 

@@ -104,7 +104,7 @@ std::vector<float> floats(nb::handle object) {
     return {array.data(), array.data() + array.shape(0)};
 }
 
-// {"parts": [Matrix], "biases": [float32 array or None], "order": int32 array or None, "fine": bool}
+// {"parts": [Matrix], "biases": [float32 array or None], "order": int32 array or None}
 Linear linear_of(const nb::dict& given) {
     Linear out;
     for (nb::handle part : given["parts"]) out.parts.push_back(nb::cast<const MatrixBuilder&>(part).matrix());
@@ -128,7 +128,6 @@ Linear linear_of(const nb::dict& given) {
         }
         if (sorted.size() != static_cast<size_t>(out.columns())) throw std::invalid_argument("the order of columns does not fit");
     }
-    out.fine = nb::cast<bool>(given["fine"]);
     for (const Matrix& part : out.parts) {
         if (part.columns != out.columns()) throw std::invalid_argument("matrices of one map differ in their columns");
     }

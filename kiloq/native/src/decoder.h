@@ -19,7 +19,6 @@ struct Linear {
     std::vector<Matrix> parts;
     std::vector<float> bias;  // of all blocks, padding included; empty: none
     std::vector<int> order;   // input column that stands at each place of the matrices; empty: as they come
-    bool fine = false;        // integer matrices see what rounding activations to 8 bits left over, in a second product
 
     int columns() const { return parts.front().columns; }
     int depth() const { return parts.front().depth; }

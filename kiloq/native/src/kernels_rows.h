@@ -5,11 +5,19 @@
 
 namespace kiloq {
 
+// Where rounded activations go; see Activations in matrix.h.
+struct Codes {
+    int8_t *codes, *rests;
+    float* scales;
+    int32_t* sums;
+    uint8_t* shifts;
+};
+
 struct RowKernels {
     // out = x / rms(x) * weight over n values; x and out may be the same.
     void (*normalise)(const float* x, const float* weight, float eps, int n, float* out);
-    // Codes, scales and sums of n values in groups of kActivationGroup; the last group is filled up with zeros.
-    void (*quantise)(const float* x, int n, int8_t* codes, float* scales, int32_t* sums);
+    // n values in groups of kActivationGroup; the last group is filled up with zeros.
+    void (*quantise)(const float* x, int n, const Codes& out);
     // n values to bfloat16.
     void (*narrow)(const float* x, int n, uint16_t* out);
     // out = silu(gate) * up over n values; any of them may be the same.

@@ -17,6 +17,7 @@ namespace kiloq {
 
 constexpr int kBlockRows = 16;
 constexpr int kActivationGroup = 32;  // activations that share one scale, as in GGUF's q8_0
+constexpr int kFineShift = 7;         // groups with outliers have codes of 8 + 7 bits
 
 struct Matrix {
     Format format = Format::fp32;
@@ -46,9 +47,11 @@ struct Matrix {
 struct Activations {
     const float* wide = nullptr;       // fp32
     const uint16_t* narrow = nullptr;  // bf16
-    const int8_t* codes = nullptr;     // int8 and int4: value = scale * code
+    const int8_t* codes = nullptr;     // int8 and int4: value = scale * ((code << shift) + rest)
+    const int8_t* rests = nullptr;     // 0 where the shift is 0
     const float* scales = nullptr;     // [rows][depth / kActivationGroup]
-    const int32_t* sums = nullptr;     // of the codes, as scales
+    const int32_t* sums = nullptr;     // of (code << shift) + rest, as scales
+    const uint8_t* shifts = nullptr;   // kFineShift in groups with outliers, else 0; as scales
     int depth = 0;
     int rows = 0;
 };

@@ -83,11 +83,10 @@ void Pass::prepare_memory() {
     grow(s_.wide, tokens * depth);
     grow(s_.narrow, tokens * depth);
     grow(s_.codes, tokens * depth);
+    grow(s_.rests, tokens * depth);
     grow(s_.row_scales, tokens * groups);
     grow(s_.row_sums, tokens * groups);
-    grow(s_.rest_codes, tokens * depth);
-    grow(s_.rest_scales, tokens * groups);
-    grow(s_.rest_sums, tokens * groups);
+    grow(s_.row_shifts, tokens * groups);
     grow(s_.cosines, tokens * c_.rotary_dim / 2);
     grow(s_.sines, tokens * c_.rotary_dim / 2);
     grow(s_.peaks, results);
@@ -181,32 +180,17 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
     const size_t group = static_cast<size_t>(row) * depth / kActivationGroup;
     if (codes) {
         const size_t at = static_cast<size_t>(row) * depth;
-        k_.rows.quantise(wide, depth, &s_.codes[at], &s_.row_scales[group], &s_.row_sums[group]);
-        if (linear.fine) encode_rest(depth, at, wide);
+        const Codes out{&s_.codes[at], &s_.rests[at], &s_.row_scales[group], &s_.row_sums[group], &s_.row_shifts[group]};
+        k_.rows.quantise(wide, depth, out);
     }
     if (narrow) k_.rows.narrow(wide, depth, s_.narrow.data() + static_cast<size_t>(row) * depth);
 }
 
-void Pass::encode_rest(int depth, size_t at, const float* wide) {
-    thread_local std::vector<float> rest;
-    grow(rest, depth);
-    const size_t group = at / kActivationGroup;
-    for (int k = 0; k < depth; ++k) {
-        rest[k] = wide[k] - s_.row_scales[group + k / kActivationGroup] * static_cast<float>(s_.codes[at + k]);
-    }
-    k_.rows.quantise(rest.data(), depth, &s_.rest_codes[at], &s_.rest_scales[group], &s_.rest_sums[group]);
-}
-
 Activations Pass::encoded(const Linear& linear, int first, int rows) const {
     const size_t at = static_cast<size_t>(first) * linear.depth(), group = at / kActivationGroup;
-    return {s_.wide.data() + at, s_.narrow.data() + at, s_.codes.data() + at, s_.row_scales.data() + group,
-            s_.row_sums.data() + group, linear.depth(), rows};
-}
-
-Activations Pass::rest_of(const Linear& linear, int first, int rows) const {
-    const size_t at = static_cast<size_t>(first) * linear.depth(), group = at / kActivationGroup;
-    return {nullptr, nullptr, s_.rest_codes.data() + at, s_.rest_scales.data() + group, s_.rest_sums.data() + group,
-            linear.depth(), rows};
+    return {.wide = s_.wide.data() + at, .narrow = s_.narrow.data() + at, .codes = s_.codes.data() + at,
+            .rests = s_.rests.data() + at, .scales = s_.row_scales.data() + group, .sums = s_.row_sums.data() + group,
+            .shifts = s_.row_shifts.data() + group, .depth = linear.depth(), .rows = rows};
 }
 
 int Pass::matrix_pieces(const Linear& linear) const {
@@ -216,7 +200,7 @@ int Pass::matrix_pieces(const Linear& linear) const {
 
 // One piece of a product: some blocks of outputs, for all rows of x. The target's bias is the map's own.
 void Pass::multiply(const Linear& linear, int first_row, int rows, int piece, const Target& out) {
-    const Activations x = encoded(linear, first_row, rows), rest = rest_of(linear, first_row, rows);
+    const Activations x = encoded(linear, first_row, rows);
     const int at_once = blocks_at_once(linear.blocks(), members_);
     const int begin = piece * at_once, end = std::min(begin + at_once, linear.blocks());
     int first = 0;
@@ -226,9 +210,6 @@ void Pass::multiply(const Linear& linear, int first_row, int rows, int piece, co
             const size_t start = static_cast<size_t>(first) * kBlockRows;
             const float* bias = linear.bias.empty() ? nullptr : linear.bias.data() + start;
             k_.matrix.multiply(part, from - first, to - first, x, {out.y + start, out.stride, bias, out.accumulate});
-            if (linear.fine && part.quantised()) {
-                k_.matrix.multiply(part, from - first, to - first, rest, {out.y + start, out.stride, nullptr, true});
-            }
         }
         first += part.blocks;
     }

@@ -1,8 +1,8 @@
 // One pass: up to kPassTokens tokens of several sequences through all layers, by all members of the team together.
 //
-// Ten stages a layer, see Stage; "encode" brings activations into the form that the next matrices take. What a token gets is computed from its
-// own activations and its sequence's cache in a fixed order, so it depends neither on its neighbours in the pass nor on
-// who computes it.
+// Ten stages a layer, see Stage; "encode" brings activations into the form that the next matrices take. What a token
+// gets is computed from its own activations and its sequence's cache in a fixed order, so it depends neither on its
+// neighbours in the pass nor on who computes it.
 #pragma once
 
 #include <chrono>
@@ -18,11 +18,11 @@ constexpr int kPassTokens = 512;  // bounds the activations' memory; long enough
 // Memory of activations, kept between passes. Rows are tokens.
 struct Scratch {
     std::vector<float> x, qkv, mixed, ffn;  // residual stream; heads; attention's output; gate and up
-    std::vector<float> wide, row_scales;            // encoded activations in the form that is needed
+    std::vector<float> wide, row_scales;  // encoded activations in the form that is needed
     std::vector<uint16_t> narrow;
-    std::vector<int8_t> codes, rest_codes;  // rest: what the first rounding left over, rounded in turn
-    std::vector<int32_t> row_sums, rest_sums;
-    std::vector<float> rest_scales;
+    std::vector<int8_t> codes, rests;
+    std::vector<int32_t> row_sums;
+    std::vector<uint8_t> row_shifts;
     std::vector<float> cosines, sines;
     std::vector<float> peaks, totals, partial;  // attention's results
 };
@@ -78,8 +78,6 @@ private:
     int matrix_pieces(const Linear& linear) const;
     void multiply(const Linear& linear, int first, int rows, int piece, const Target& out);
     Activations encoded(const Linear& linear, int first, int rows) const;
-    Activations rest_of(const Linear& linear, int first, int rows) const;
-    void encode_rest(int depth, size_t at, const float* wide);
     void norm(const float* x, const std::vector<float>& weight, const Linear& next, int row);
     void activate(const Layer& layer, int at);
     void head(int piece);

@@ -1,7 +1,8 @@
 """A model's weights into the native engine: which precision each matrix gets, and its rows, streamed.
 
-Stored integers (GGUF's Q4_0, Q4_1, Q8_0 and GPTQ) go in as they are, without a second rounding. Everything else is
-converted row range by row range, so the peak is the packed model plus one piece of a tensor.
+Stored integers (GGUF's Q4_0, Q4_1, Q8_0 and GPTQ) go in as they are, without a second rounding: four bits also where
+eight are asked for. Everything else is converted row range by row range, so the peak is the packed model plus one piece
+of a tensor.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def _slot(source: ModelSource, name: str, weights: str) -> Slot:
     if weights == "int4" and name in ("embed_tokens.weight", "lm_head.weight"):
         wanted = "int8"
     sample = source.integers(name, rows=(0, 1)) if wanted in ("auto", "int8", "int4") else None
-    if sample is not None and wanted in ("auto", f"int{sample.bits}"):
-        stored = _stored_slot(name, rows, columns, sample)
+    bits = {"int8": 8, "int4": 4}.get(wanted, sample.bits if sample else 0)
+    if sample is not None and sample.bits <= bits:
+        stored = _stored_slot(name, rows, columns, sample, bits)
         if stored is not None:
             return stored
     if wanted == "auto":
@@ -63,8 +65,8 @@ def _slot(source: ModelSource, name: str, weights: str) -> Slot:
     return Slot(name, rows, columns, wanted, OFFSETS.get(wanted, "none"))
 
 
-def _stored_slot(name: str, rows: int, columns: int, sample: Integers) -> Slot | None:
-    """The slot of a file's own integers; None where the kernels have no form for them."""
+def _stored_slot(name: str, rows: int, columns: int, sample: Integers, bits: int) -> Slot | None:
+    """The slot of a file's own integers in `bits` bits; None where the kernels have no form for them."""
     order = None
     if sample.g_idx is not None:
         counts = np.bincount(sample.g_idx)
@@ -77,7 +79,7 @@ def _stored_slot(name: str, rows: int, columns: int, sample: Integers) -> Slot |
         return None
     offset = "zero" if sample.zero is not None else "minimum" if sample.minimum is not None else "none"
     group = sample.group if sample.group < columns else 0
-    return Slot(name, rows, columns, f"int{sample.bits}", offset, group, stored=True, order=order)
+    return Slot(name, rows, columns, f"int{bits}", offset, group, stored=True, order=order)
 
 
 class Packer:
@@ -108,6 +110,8 @@ class Packer:
         found = self._source.integers(slot.name, rows=(first, end))
         assert found is not None
         codes = found.codes if slot.order is None else found.codes[:, slot.order]
+        if slot.offset == "none" and slot.format != f"int{found.bits}":
+            codes = codes + np.uint8(128 - 8)  # from the middle of four bits to that of eight
         with np.errstate(over="ignore"):
             scale = found.scale.astype(np.float16)
         parts = [part for part in (scale, found.minimum) if part is not None]

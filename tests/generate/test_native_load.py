@@ -159,9 +159,20 @@ def test_gguf_integers_are_held_as_they_are(kind: str, tmp_path: Path) -> None:
 def test_integers_of_another_width_are_rounded_again_only_when_asked(tmp_path: Path) -> None:
     source = open_model(gguf_of("Q4_1", tmp_path / "x.gguf"))
     assert forms(source, "int4")["layers"] == {("int4", "minimum", 32, True)}
-    assert forms(source, "int4")["lm_head"] == {("int8", "none", 32, False)}
-    assert forms(source, "int8")["layers"] == {("int8", "none", 32, False)}
+    assert forms(source, "int4")["lm_head"] == {("int8", "minimum", 32, True)}
+    assert forms(source, "int8")["layers"] == {("int8", "minimum", 32, True)}
     assert forms(source, "bf16")["layers"] == {("bf16", "none", 32, False)}
+    other = tmp_path / "other"
+    other.mkdir()
+    source = open_model(gguf_of("Q8_0", other / "x.gguf"))
+    assert forms(source, "int4")["layers"] == {("int4", "minimum", 32, False)}
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_four_bits_in_eight_are_the_same_numbers(kind: str, tmp_path: Path) -> None:
+    source = open_model(gguf_of(kind, tmp_path / "x.gguf"))
+    for name in native_load.slots(source, "int8"):
+        np.testing.assert_array_equal(held_matrix(source, name, "int8"), source.tensor(name))
 
 
 RUNS = ["b4_g128_desc0_seq1", "b8_g128_desc0_seq1", "b4_g128_desc1_seq1", "b4_g128_desc0_seq0"]
@@ -188,7 +199,8 @@ def test_gptq_folders(run: str, tmp_path: Path) -> None:
         assert (slot.order is not None) == (found.g_idx is not None)
         half = found.scale.astype(np.float16)
         want = Integers(found.codes, found.bits, found.group, half, found.zero, None, found.g_idx).decode()
-        np.testing.assert_array_equal(held_matrix(source, name, "auto"), want)
+        for weights in ("auto", "int8"):
+            np.testing.assert_array_equal(held_matrix(source, name, weights), want)
         np.testing.assert_allclose(want, source.tensor(name), rtol=2.0**-11 * 1.01)
     want = tensors[f"{run}.logits"][0].numpy()
     got = native_backend(source, "auto").logits(golden["test_ids"])

@@ -183,7 +183,7 @@ class Kiloq:
         self._read(ids, wanted=True)
 
     def prepare(self, streams: int, context: int) -> Sequences:
-        return _KiloqSequences(self._backend, [self._context(context) for _ in range(streams)])
+        return KiloqSequences(self._backend, [self._context(context) for _ in range(streams)])
 
     def _context(self, tokens: int) -> Any:
         sequence = None
@@ -199,7 +199,7 @@ class Kiloq:
         return sequence
 
 
-class _KiloqSequences:
+class KiloqSequences:
     """See `Sequences`. Steps go to forks, so that rewinding is dropping them."""
 
     def __init__(self, backend: Any, origins: list[Any]) -> None:

@@ -10,12 +10,12 @@ methods, not to compare with published ones.
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import record
+from rounds import text_of
 
 from kiloq.convert.assets import resolve
 from kiloq.convert.source import open_model
@@ -25,7 +25,6 @@ from kiloq.quantize.run import Samples, quantise_model
 from kiloq.quantize.settings import Settings
 from kiloq.quantize.work import Work
 
-TEXTS = Path(__file__).parents[2] / "shared" / "data" / "pretrain_text"
 LENGTH, CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 512, 64, 16
 VARIANTS = {
     "int8 rtn": Settings(method="rtn", bits=8),
@@ -41,12 +40,6 @@ VARIANTS = {
     "int4 gptq, asymmetric, act-order, search": Settings(symmetric=False, desc_act=True, search=True),
     "int4 gptq, asymmetric, groups of 32": Settings(symmetric=False, group=32),
 }
-
-
-def text_of(part: str) -> str:
-    """WikiText-2's "valid" or "test", unpacked by the `zstd` program."""
-    packed = TEXTS / f"wikitext2_{part}.txt.zst"
-    return subprocess.run(["zstd", "-dc", packed], capture_output=True, check=True).stdout.decode()
 
 
 def main(names: list[str]) -> None:

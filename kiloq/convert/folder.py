@@ -9,7 +9,6 @@ by torch's restricted unpickler, uncompressed and memory-mapped; nothing in a fo
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -216,6 +215,8 @@ class PickledFile:
 
 def _check_archive(path: Path) -> None:
     """A .bin must be a zip archive without compression, so that it cannot grow beyond its own size."""
+    import zipfile
+
     size = regular_size(path)
     try:
         with zipfile.ZipFile(path) as archive:

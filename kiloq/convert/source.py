@@ -7,6 +7,7 @@ they are, so opening costs no memory. Code that a folder offers (`auto_map`) is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from kiloq.convert.fields import Fields
 from kiloq.convert.folder import FolderTensors, inside
 from kiloq.convert.generation import GenerationDefaults
 from kiloq.convert.gptq import GPTQTensors
-from kiloq.convert.integers import Integers, from_blocks
+from kiloq.convert.integers import LAYOUTS, Integers, from_blocks
 from kiloq.convert.layout import IGNORED, Entry
 from kiloq.core.dtypes import WEIGHT_NAMES
 from kiloq.core.errors import FormatError, MissingError, UsageError
@@ -49,7 +50,7 @@ class ModelSource:
     generation: GenerationDefaults
     tokenizer_path: Path | None  # what Tokenizer.load takes; None: the model comes without
     warnings: list[str]
-    metadata: dict[str, Any]  # config.json or GGUF metadata as it is
+    metadata: Mapping[str, Any]  # config.json or GGUF metadata as it is
     _tensors: AnyTensors = field(repr=False)
     _entries: dict[str, Entry] = field(repr=False)
 
@@ -93,12 +94,24 @@ class ModelSource:
         begin, end = rows or (0, entry.shape[0])
         if not 0 <= begin <= end <= entry.shape[0]:
             raise UsageError(f"rows {begin} to {end} of {name}, which has {entry.shape[0]}: they are not all there")
-        where = entry.stored_rows(begin, end)
         if isinstance(self._tensors, GPTQTensors):
-            return self._tensors.integers(entry.stored, where)
+            return self._tensors.integers(entry.stored, entry.stored_rows(begin, end))
+        kind = self.block_type(name)
+        return from_blocks(self.blocks(name, begin, end), kind) if kind is not None else None
+
+    def block_type(self, name: str) -> str | None:
+        """ggml's type of a matrix in blocks of integers, "Q4_0", "Q4_1" or "Q8_0"; None: not stored so."""
+        entry = self._entry(name)
         if len(entry.shape) != 2 or not isinstance(self._tensors, GGUFFile):
             return None
-        return from_blocks(self._tensors.raw(entry.stored)[where], self._tensors.info(entry.stored)[0])
+        kind = self._tensors.info(entry.stored)[0]
+        return kind if kind in LAYOUTS else None
+
+    def blocks(self, name: str, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """Rows [begin, end) of a matrix that has a `block_type`, as they are in the file: [rows, bytes of a row]."""
+        assert isinstance(self._tensors, GGUFFile)
+        entry = self._entry(name)
+        return self._tensors.raw(entry.stored)[entry.stored_rows(begin, end)]
 
     def release_pages(self) -> None:
         """Lets the system have the memory of what was read of the files; for who converts tensor by tensor."""
@@ -218,7 +231,7 @@ def _open_gguf(path: Path) -> ModelSource:
         generation=generation.read_gguf(file),
         tokenizer_path=path if _has_tokenizer(file) else None,
         warnings=[],
-        metadata=dict(file.metadata),
+        metadata=file.metadata,
         _tensors=file,
         _entries=entries,
     )
@@ -233,8 +246,8 @@ def _has_tokenizer(file: GGUFFile) -> bool:
 def _check(tensors: AnyTensors, entries: dict[str, Entry], spare: set[str]) -> None:
     """All tensors that the configuration needs are there in its shapes and in a type of weights, and no others."""
     needed = {entry.stored: entry.stored_shape for entry in entries.values()}
-    present = tensors.names()
-    missing = [name for name in needed if name not in set(present)]
+    present = dict.fromkeys(tensors.names())
+    missing = [name for name in needed if name not in present]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FormatError(f"{tensors.path}: lacks tensor {shown(missing[0])}{more}, which its configuration needs")

@@ -3,6 +3,7 @@
 Layout (ggml-org/ggml, docs/gguf.md): magic, version, counts, typed key/value metadata, tensor infos, padding to the
 alignment, data. Every count and length is compared with the bytes that are left before anything of that size is
 made, and the whole header may not exceed MAX_HEADER_BYTES, so a lying file costs a small multiple of that at most.
+Lists of strings are passed over and made when they are first asked for: most readers need no vocabulary.
 Versions 2 and 3, little endian. Quantised tensors are decoded by the `gguf` package (imported when first needed),
 a few rows at a time.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,28 @@ class _Tensor:
     row_bytes: int
     begin: int  # from the start of the file
     end: int
+
+
+class _Metadata(Mapping[str, Any]):
+    """Metadata by key. A list of strings that cannot be read raises FormatError when it is asked for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        if isinstance(value, _Strings):
+            value = self._values[key] = value.read()
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class GGUFFile:
@@ -151,14 +174,14 @@ class GGUFFile:
         except KeyError:
             raise MissingError(f"{self.path}: has no tensor {shown(name)}") from None
 
-    def _read_metadata(self, cursor: _Cursor, count: int) -> dict[str, Any]:
+    def _read_metadata(self, cursor: _Cursor, count: int) -> _Metadata:
         metadata: dict[str, Any] = {}
         for _ in range(count):
             key = cursor.string(MAX_NAME_BYTES)
             if key in metadata:
                 raise FormatError(f"{self.path}: the metadata key {shown(key)} occurs twice: the file is damaged")
             metadata[key] = cursor.value(cursor.number("I"), MAX_ARRAY_DEPTH)
-        return metadata
+        return _Metadata(metadata)
 
     def _read_tensors(self, cursor: _Cursor, count: int) -> dict[str, _Tensor]:
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -213,8 +236,8 @@ class GGUFFile:
 class _Cursor:
     """Reads the header front to back and never past the end of the file or MAX_HEADER_BYTES."""
 
-    def __init__(self, path: Path, data: Any) -> None:
-        self.path, self.data, self.position = path, data, 0
+    def __init__(self, path: Path, data: Any, position: int = 0) -> None:
+        self.path, self.data, self.position = path, data, position
         self.end = min(len(data), MAX_HEADER_BYTES)
 
     def claim(self, size: int, what: str) -> int:
@@ -264,9 +287,10 @@ class _Cursor:
             raise FormatError(f"{self.path}: metadata arrays are nested more than {MAX_ARRAY_DEPTH} deep")
         return self._array(self.number("I"), depth - 1)
 
-    def _array(self, kind: int, depth: int) -> list[Any]:
+    def _array(self, kind: int, depth: int) -> list[Any] | _Strings:
         if kind == STRING:
-            return self._strings(self.count(8, "strings"))
+            count = self.count(8, "strings")
+            return self._pass_strings(count) if depth == MAX_ARRAY_DEPTH - 1 else self.strings(count)
         if kind == ARRAY:
             return [self.value(ARRAY, depth) for _ in range(self.count(12, "arrays"))]
         if kind not in SCALARS:
@@ -281,7 +305,24 @@ class _Cursor:
         numbers: list[Any] = np.frombuffer(self.data, dtype, count, start).tolist()
         return numbers
 
-    def _strings(self, count: int) -> list[str]:
+    def _pass_strings(self, count: int) -> _Strings:
+        """Move over `count` strings."""
+        found = _Strings(self.path, self.data, self.position, count)
+        position, end = self.position, self.end
+        unpack = struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                position += 8 + unpack(self.data, position)[0]
+                if position > end:
+                    break
+        except struct.error:
+            position = end + 1
+        if position > end:
+            raise FormatError(f"{self.path}: a string in a list runs past the end: the file is damaged")
+        self.position = position
+        return found
+
+    def strings(self, count: int) -> list[str]:
         """`count` strings in one tight loop: a vocabulary with its merges has 300,000."""
         data, position, end = self.data, self.position, self.end
         unpack = struct.Struct("<Q").unpack_from
@@ -299,3 +340,16 @@ class _Cursor:
             raise FormatError(f"{self.path}: a string at byte {position} runs past the end: the file is damaged")
         self.position = position
         return result
+
+
+@dataclass(frozen=True)
+class _Strings:
+    """A list of strings that has not been made yet."""
+
+    path: Path
+    data: Any
+    position: int
+    count: int
+
+    def read(self) -> list[str]:
+        return _Cursor(self.path, self.data, self.position).strings(self.count)

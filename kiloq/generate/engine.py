@@ -96,7 +96,7 @@ class Answer:
     decoder: Decoder | None = None
     stops: StopMatcher | None = None
     sampler: Sampler | None = None
-    random: np.random.Generator | None = None
+    random: np.random.Generator | None = None  # None: greedy
     uniforms: deque[float] = field(
         default_factory=deque
     )  # of the next tokens; one is used up by a token, not by a step
@@ -142,8 +142,9 @@ class Engine:
                 answer.decoder = self._vocabulary.stream(skip_special=True, continues=continues)
             answer.stops = StopMatcher(params.stop)
             answer.sampler = sampler.fork()
-            key = np.array([seed, answer.index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
-            answer.random = np.random.Generator(np.random.Philox(key=key))
+            if params.temperature:  # greedy draws nothing, and need not wait for numpy.random to be imported
+                key = np.array([seed, answer.index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
+                answer.random = np.random.Generator(np.random.Philox(key=key))
         self._running.append(first)
         return request
 
@@ -273,9 +274,9 @@ class Engine:
 
     def _draw(self, answer: Answer) -> Draw:
         params = answer.request.params
-        assert answer.random is not None and answer.sampler is not None
+        assert answer.sampler is not None
         while len(answer.uniforms) <= len(answer.guess):
-            answer.uniforms.append(float(answer.random.random()))
+            answer.uniforms.append(float(answer.random.random()) if answer.random else 0.0)
         vocabulary = self.backend.config.vocab_size
         banned = [*self._eos_ids, *params.stop_ids] if len(answer.ids) < params.min_new_tokens else []
         uniforms = [answer.uniforms[i] for i in range(len(answer.guess) + 1)]

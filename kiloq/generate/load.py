@@ -167,12 +167,13 @@ def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, say:
     say(f"loading the weights as {chosen}")
     with torch.device("meta"):
         network = Network(source.config)
-    state, broken = {}, []
-    for name in source.names():
+    state, broken, names = {}, [], source.names()
+    for at, name in enumerate(names):
         tensor = as_torch(source.tensor(name)).to(device=place, dtype=dtypes[chosen])
         if not _finite(tensor):
             broken.append(name)
         state[name] = tensor
+        say(f"loading the weights as {chosen}: {(at + 1) / len(names):.0%}")
     source.warn_of_broken(broken)
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False)

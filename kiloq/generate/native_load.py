@@ -1,8 +1,8 @@
 """A model's weights into the native engine: which precision each matrix gets, and its rows, streamed.
 
 Stored integers (GGUF's Q4_0, Q4_1, Q8_0 and GPTQ) go in as they are, without a second rounding: four bits also where
-eight are asked for. Everything else is converted row range by row range, so the peak is the packed model plus one piece
-of a tensor.
+eight are asked for. GGUF's blocks go in straight from the mapped file; everything else is converted row range by row
+range, so the peak is the packed model plus one piece of a tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kiloq.convert.integers import Integers
+from kiloq.convert.integers import BLOCK, LAYOUTS, Integers
 from kiloq.convert.source import ModelSource
 from kiloq.core.errors import UsageError
 from kiloq.model.config import ModelConfig
@@ -36,6 +36,7 @@ class Slot:
     offset: str = "none"
     group: int = GROUP
     stored: bool = False  # from the file's own integers
+    blocks: str | None = None  # and these are in blocks of this ggml type
     order: npt.NDArray[np.int32] | None = None  # the column that stands at each place
 
 
@@ -53,6 +54,11 @@ def _slot(source: ModelSource, name: str, weights: str) -> Slot:
     wanted = weights
     if weights == "int4" and name in ("embed_tokens.weight", "lm_head.weight"):
         wanted = "int8"
+    if (kind := source.block_type(name)) is not None:
+        bits, head = LAYOUTS[kind]
+        if wanted in ("auto", f"int{bits}"):
+            offset = "minimum" if head == 2 else "none"
+            return Slot(name, rows, columns, f"int{bits}", offset, BLOCK, stored=True, blocks=kind)
     sample = source.integers(name, rows=(0, 1)) if wanted in ("auto", "int8", "int4") else None
     bits = {"int8": 8, "int4": 4}.get(wanted, sample.bits if sample else 0)
     if sample is not None and sample.bits <= bits:
@@ -97,7 +103,10 @@ class Packer:
         matrix = self._native.Matrix(self.arena, slot.rows, slot.columns, slot.format, slot.offset, slot.group)
         finite = True
         for first, end in _pieces(slot):
-            if slot.stored:
+            if slot.blocks is not None:
+                blocks = np.ascontiguousarray(self._source.blocks(slot.name, first, end))
+                finite &= bool(matrix.put_blocks(first, blocks, slot.blocks, self._threads))
+            elif slot.stored:
                 finite &= self._put_integers(matrix, slot, first, end)
             else:
                 finite &= self._put_numbers(matrix, slot, first, end)

@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 
 from kiloq.core.errors import FormatError
 from kiloq.core.files import shown
-from kiloq.tokenize.bpe import ByteBPE
+from kiloq.tokenize.bpe import ByteBPE, bpe_parts
 from kiloq.tokenize.patterns import QWEN, SplitPattern
 
 MAX_ID = 1 << 22  # ours: a list with one entry per id is made; the largest vocabularies in use have 2^18
@@ -138,7 +137,9 @@ class Vocabulary(AnyVocabulary):
     def own_tokens(self) -> dict[int, bytes]:
         if self.ids is None:
             return dict(zip(self.ranks.values(), self.ranks, strict=True))
-        return {self.ids[rank]: token for token, rank in self.ranks.items() if self.ids[rank] >= 0}
+        by_id = dict(zip(map(self.ids.__getitem__, self.ranks.values()), self.ranks, strict=True))
+        by_id.pop(-1, None)  # bytes without a token
+        return by_id
 
     @cached_property
     def _bpe(self) -> ByteBPE:
@@ -196,19 +197,6 @@ def _pairs(
         known = (cut == 1 or left in halves) and (len(right) == 1 or right in halves)
         if known and _meets(left, right, rank, ranks, halves):
             yield left, right
-
-
-def bpe_parts(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """BPE of a short `token` with the merges of lower rank than `below` (quadratic)."""
-    parts = [token[at : at + 1] for at in range(len(token))]
-    while len(parts) > 1:
-        found = [ranks.get(left + right, below) for left, right in pairwise(parts)]
-        lowest = min(found)
-        if lowest >= below:
-            break
-        at = found.index(lowest)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
 
 
 def ranks_from_merges(merges: Iterable[tuple[bytes, bytes]], first: Sequence[bytes], where: object) -> dict[bytes, int]:

@@ -214,7 +214,7 @@ def test_hostile_files_are_refused_in_one_sentence(fault: str, tmp_path: Path) -
     path.write_bytes(HOSTILE[fault])
     tracemalloc.start()
     with pytest.raises(FormatError) as caught:
-        GGUFFile(path)
+        dict(GGUFFile(path).metadata)  # lists of strings are read when they are asked for
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     sentence = str(caught.value)
@@ -290,3 +290,18 @@ def test_common_types_are_those_of_the_gguf_package() -> None:
 
     known = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
     assert {kind: known[kind] for kind in COMMON} == COMMON
+
+
+def test_lists_of_strings_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    """A file whose list cannot be read opens; the list is refused, each time, and nothing else is."""
+    path = tmp_path / "model.gguf"
+    good = pair("good", ARRAY, array(STRING, 2, text("a") + text("层")))
+    path.write_bytes(build([pair("bad", ARRAY, array(STRING, 2, text("a") + text(b"\xff"))), good]))
+    metadata = GGUFFile(path).metadata
+    assert list(metadata) == ["bad", "good"]
+    assert "bad" in metadata
+    for _ in range(2):
+        with pytest.raises(FormatError, match=str(path)):
+            metadata["bad"]
+    assert metadata["good"] == ["a", "层"]
+    assert metadata["good"] is metadata["good"]

@@ -59,6 +59,9 @@ class MemorySource:
     def integers(self, name: str, rows: tuple[int, int] | None = None) -> None:
         return None
 
+    def block_type(self, name: str) -> None:
+        return None
+
     def release_pages(self) -> None:
         """Nothing is mapped."""
 

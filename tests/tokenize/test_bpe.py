@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import naive_bpe
 
 from kiloq.tokenize import bpe
-from kiloq.tokenize.bpe import ByteBPE
+from kiloq.tokenize.bpe import FIRST_CHARS, ByteBPE
 from kiloq.tokenize.normalize import nfc
 from kiloq.tokenize.patterns import GPT2, LLAMA3, QWEN, SMOLLM, SplitPattern
 from kiloq.tokenize.tokenizer import Tokenizer
@@ -178,3 +178,24 @@ def test_ids_of_a_long_run_are_those_of_the_definition(encoders: dict[SplitPatte
 def test_runs_shorter_than_two_samples_are_left_to_tiktoken(encoders: dict[SplitPattern, ByteBPE]) -> None:
     assert encoders[QWEN]._find_long_run("a" * bpe.RUN_CHARS + " b", 1) is None
     assert encoders[QWEN]._find_long_run(" b" + "a" * (2 * bpe.RUN_CHARS), 0) is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.text(st.characters(max_codepoint=127), max_size=FIRST_CHARS)
+    | st.text("aA'sStT 1\n\r\t\x0b\x1c.", max_size=60)
+)
+def test_what_is_merged_before_tiktoken_is_set_up_is_the_same(encoders: dict[SplitPattern, ByteBPE], text: str) -> None:
+    for encoder in encoders.values():
+        assert encoder._encode_first(text) == encoder._tiktoken.encode_ordinary(text)
+
+
+def test_tiktoken_is_set_up_for_what_is_longer_or_not_ascii(encoders: dict[SplitPattern, ByteBPE]) -> None:
+    used = next(iter(encoders.values()))
+    for texts, set_up in [
+        (["a" * FIRST_CHARS], False), (["a" * FIRST_CHARS, "b"], True), (["a" * (FIRST_CHARS + 1)], True), (["é"], True),
+    ]:  # fmt: skip
+        encoder = ByteBPE(used._ranks, used._pattern)
+        for text in texts:
+            assert encoder.encode(text) == used._tiktoken.encode_ordinary(text)
+        assert ("_tiktoken" in vars(encoder)) == set_up

@@ -14,6 +14,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "blocks.h"
 #include "cpu.h"
 #include "decoder.h"
 #include "pack.h"
@@ -49,6 +50,9 @@ CacheFormat cache_format_of(const std::string& name) {
 Source source_of(const std::string& name) {
     return named<Source>({{"fp32", Source::fp32}, {"bf16", Source::bf16}, {"fp16", Source::half}}, name);
 }
+Blocks blocks_of(const std::string& name) {
+    return named<Blocks>({{"Q4_0", Blocks::q4_0}, {"Q4_1", Blocks::q4_1}, {"Q8_0", Blocks::q8_0}}, name);
+}
 
 void check_range(const Matrix& m, int first, size_t count, size_t columns) {
     if (first < 0 || count > static_cast<size_t>(m.rows) || static_cast<size_t>(first) > m.rows - count ||
@@ -78,6 +82,24 @@ void put_codes(MatrixBuilder& self, int first, const Rows<uint8_t>& codes, const
                        zero_data ? zero_data + begin * groups : nullptr,
                        minimum_data ? minimum_data + begin * groups : nullptr);
     });
+}
+
+bool put_block_rows(MatrixBuilder& self, int first, const Rows<uint8_t>& blocks, const std::string& kind_name, int threads) {
+    const Blocks kind = blocks_of(kind_name);
+    const size_t width = blocks.shape(1);
+    if (!holds(self.matrix(), kind) || width % bytes_of(kind) != 0) {
+        throw std::invalid_argument("these blocks do not fit the matrix's format");
+    }
+    check_range(self.matrix(), first, blocks.shape(0), width / bytes_of(kind) * self.matrix().group);
+    std::atomic<bool> finite{true};
+    const Unlocked unlocked;
+    Team::Turn turn(threads);
+    const int rows = static_cast<int>(blocks.shape(0));
+    share_out(turn.team(), (rows + kBlockRows - 1) / kBlockRows, [&](int piece) {
+        const int begin = piece * kBlockRows, end = std::min(rows, begin + kBlockRows);
+        if (!put_blocks(self, first + begin, end - begin, blocks.data() + begin * width, kind)) finite = false;
+    });
+    return finite;
 }
 
 bool put_numbers(MatrixBuilder& self, int first, const AnyRows& numbers, const std::string& source_name, int threads) {
@@ -265,6 +287,7 @@ void bind_decoder(nb::module_& module) {
             return MatrixBuilder::bytes(rows, columns, format_of(format), offset_of(offset), group);
         }, "rows"_a, "columns"_a, "format"_a, "offset"_a = "none", "group"_a = 32)
         .def("put_codes", &put_codes, "first"_a, "codes"_a, "scales"_a, "zeros"_a.none(), "minimums"_a.none(), "threads"_a)
+        .def("put_blocks", &put_block_rows, "first"_a, "blocks"_a, "kind"_a, "threads"_a)
         .def("put_numbers", &put_numbers, "first"_a, "numbers"_a, "source"_a, "threads"_a)
         .def("row", [](const MatrixBuilder& self, int row) {
             if (row < 0 || row >= self.matrix().rows) throw std::invalid_argument("there is no such row");

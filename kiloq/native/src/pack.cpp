@@ -91,7 +91,11 @@ void MatrixBuilder::put_codes(int first, int count, const uint8_t* codes, const 
                 std::memcpy(line + kBlockRows * 4, row_codes + 4, 4);
                 line += kBlockRows * 8;
             } else {
-                for (int i = 0; i < 4; ++i) line[i] = static_cast<uint8_t>(row_codes[i] | (row_codes[i + 4] << 4));
+                uint32_t low, high;  // four codes each
+                std::memcpy(&low, row_codes, 4);
+                std::memcpy(&high, row_codes + 4, 4);
+                low |= (high & 0x0F0F0F0Fu) << 4;
+                std::memcpy(line, &low, 4);
                 line += kBlockRows * 4;
             }
         }

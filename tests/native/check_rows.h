@@ -52,7 +52,7 @@ void check_quantise(int n, float factor, Random& random) {
     std::vector<float> x = random.values(n);
     for (float& v : x) v *= factor * (random.below(64) == 0 ? 20.0f : 1.0f);
     Rounded got(n);
-    kernels().rows.quantise(x.data(), n, got.out());
+    kernels().rows.quantise(x.data(), n, 3.0f, got.out());
     double squares = 0.0;
     for (const float v : x) squares += static_cast<double>(v) * v;
     const double limit = 3.0 * std::sqrt(squares / n);
@@ -87,7 +87,7 @@ void check_quantise_poison(Random& random) {
             std::vector<float> x = random.values(32);
             x[at] = bad;
             Rounded got(32);
-            kernels().rows.quantise(x.data(), 32, got.out());
+            kernels().rows.quantise(x.data(), 32, 3.0f, got.out());
             that(!std::isfinite(got.scales[0]), "quantise: %g at %d gave a scale of %g", bad, at, got.scales[0]);
         }
     }

@@ -22,7 +22,8 @@ from kiloq.model.shapes import tensor_shapes
 
 CACHE_BYTES = 1 << 30
 ACTIVATION_GROUP = 32  # activations that share a scale
-OUTLIER = 3.0  # times the row's root mean square: groups with larger activations get 15 bits
+OUTLIER = 4.0  # times the row's root mean square: groups with larger activations get 15 bits
+OUTLIER_OF_PRODUCTS = 8.0  # the same of what goes into down_proj
 
 State = dict[str, np.ndarray]
 
@@ -143,7 +144,8 @@ def rounded_activations(x: torch.Tensor, slot: native_load.Slot) -> torch.Tensor
     order = torch.arange(slot.columns) if slot.order is None else torch.from_numpy(slot.order).long()
     padded = torch.nn.functional.pad(x[..., order], (0, -slot.columns % ACTIVATION_GROUP))
     grouped = padded.unflatten(-1, (-1, ACTIVATION_GROUP))
-    limit = OUTLIER * padded.square().mean(-1).sqrt()[..., None, None]
+    outlier = OUTLIER_OF_PRODUCTS if slot.name.endswith("down_proj.weight") else OUTLIER
+    limit = outlier * padded.square().mean(-1).sqrt()[..., None, None]
     fine = grouped.abs().amax(-1, keepdim=True) > limit
     rounded = _rounded(grouped, torch.where(fine, 127.0 * 128.0, 127.0))
     back = torch.empty_like(x)

@@ -185,6 +185,7 @@ Layer layer_of(const nb::dict& given) {
     layer.output = linear_of(nb::cast<nb::dict>(given["output"]));
     layer.gate_up = linear_of(nb::cast<nb::dict>(given["gate_up"]));
     layer.down = linear_of(nb::cast<nb::dict>(given["down"]));
+    layer.down.outlier = kOutlierOfProducts;
     layer.window = nb::cast<int>(given["window"]);
     return layer;
 }

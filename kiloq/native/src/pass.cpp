@@ -181,7 +181,7 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
     if (codes) {
         const size_t at = static_cast<size_t>(row) * depth;
         const Codes out{&s_.codes[at], &s_.rests[at], &s_.row_scales[group], &s_.row_sums[group], &s_.row_shifts[group]};
-        k_.rows.quantise(wide, depth, out);
+        k_.rows.quantise(wide, depth, linear.outlier, out);
     }
     if (narrow) k_.rows.narrow(wide, depth, s_.narrow.data() + static_cast<size_t>(row) * depth);
 }

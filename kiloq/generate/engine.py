@@ -164,12 +164,14 @@ class Engine:
 
         Raises the error that ended the request.
         """
-        if self._lock.acquire(timeout=GLANCE_S):
-            try:
-                if not request.done:
-                    self.step()
-            finally:
+        try:
+            if self._lock.acquire(timeout=GLANCE_S) and not request.done:
+                self.step()
+        finally:  # whatever `acquire` returned, if it did: Ctrl-C may come after it has the lock and before it tells
+            try:  # noqa: SIM105 - the call of suppress() would be another such moment
                 self._lock.release()
+            except RuntimeError:
+                pass  # another thread has it
         if request.error is not None:
             raise request.error
 

@@ -96,49 +96,48 @@ void fill(Weights& w, const Case& c, Random& random) {
 
 // Rows of activations in every form; columns beyond the matrix's are zero, rows behind the last are unusable.
 struct Inputs {
-    std::vector<float> wide, scales;
+    std::vector<float> wide;
     std::vector<uint16_t> narrow;
-    std::vector<int8_t> codes, rests;
-    std::vector<int32_t> sums;
-    std::vector<uint8_t> shifts;
-    int count, depth, groups;
+    std::vector<ActivationGroup> groups;
+    int count, depth;
     bool quantised, halved;
 
-    Inputs(const Case& c, const Matrix& m, Random& random)
-        : count(c.inputs()), depth(m.depth), groups(m.depth / kActivationGroup) {
+    Inputs(const Case& c, const Matrix& m, Random& random) : count(c.inputs()), depth(m.depth) {
         quantised = m.quantised();
         halved = m.format == Format::bf16;
         for (int r = 0; r < count; ++r) {
-            for (int g = 0; g < groups; ++g) {
-                int32_t total = 0;
-                shifts.push_back(random.below(3) == 0 ? kFineShift : 0);
-                for (int k = g * kActivationGroup; k < (g + 1) * kActivationGroup; ++k) {
-                    const bool used = k < c.columns;
+            for (int first = 0; first < depth; first += kActivationGroup) {
+                ActivationGroup group{};
+                group.shift = random.below(3) == 0 ? kFineShift : 0;
+                for (int k = 0; k < kActivationGroup; ++k) {
+                    const bool used = first + k < c.columns;
                     const int code = c.extreme ? (r % 2 ? 127 : -127) : random.below(255) - 127;
+                    const int rest = c.extreme ? (r % 2 ? 64 : -64) : random.below(129) - 64;
                     wide.push_back(used ? random.value() : 0.0f);
                     narrow.push_back(float_to_bf16(wide.back()));
-                    const int rest = c.extreme ? (r % 2 ? 64 : -64) : random.below(129) - 64;
-                    codes.push_back(static_cast<int8_t>(used ? code : 0));
-                    rests.push_back(static_cast<int8_t>(used && shifts.back() != 0 ? rest : 0));
-                    total += code_at(codes.size() - 1, shifts.back());
+                    group.codes[k] = static_cast<int8_t>(used ? code : 0);
+                    group.rests[k] = static_cast<int8_t>(used && group.shift != 0 ? rest : 0);
+                    group.sum += code_of(group, k);
                 }
-                scales.push_back(random.uniform(0.0005f, 0.02f) / static_cast<float>(1 << shifts.back()));
-                sums.push_back(total);
+                group.scale = random.uniform(0.0005f, 0.02f) / static_cast<float>(1 << group.shift);
+                group.total = group.scale * static_cast<float>(group.sum);
+                groups.push_back(group);
             }
         }
     }
 
-    int code_at(size_t at, int shift) const { return codes[at] * (1 << shift) + rests[at]; }
+    static int code_of(const ActivationGroup& group, int k) { return group.codes[k] * (1 << group.shift) + group.rests[k]; }
+    size_t groups_of(int rows) const { return static_cast<size_t>(rows) * depth / kActivationGroup; }
     double value(int row, int column) const {
-        const size_t at = static_cast<size_t>(row) * depth + column, group = row * groups + column / kActivationGroup;
-        if (quantised) return static_cast<double>(scales[group]) * code_at(at, shifts[group]);
+        const ActivationGroup& group = groups[groups_of(row) + column / kActivationGroup];
+        if (quantised) return static_cast<double>(group.scale) * code_of(group, column % kActivationGroup);
+        const size_t at = static_cast<size_t>(row) * depth + column;
         return halved ? bf16_to_float(narrow[at]) : wide[at];
     }
     Activations rows(int first, int count) const {
-        const size_t at = static_cast<size_t>(first) * depth, shared = static_cast<size_t>(first) * groups;
-        return {.wide = wide.data() + at, .narrow = narrow.data() + at, .codes = codes.data() + at,
-                .rests = rests.data() + at, .scales = scales.data() + shared, .sums = sums.data() + shared,
-                .shifts = shifts.data() + shared, .depth = depth, .rows = count};
+        const size_t at = static_cast<size_t>(first) * depth;
+        return {.wide = wide.data() + at, .narrow = narrow.data() + at, .groups = groups.data() + groups_of(first),
+                .depth = depth, .rows = count};
     }
 };
 
@@ -157,7 +156,7 @@ void check_values(const Case& c, const Weights& w, const Inputs& x, const Refere
                 size += w.size(row, k) * std::fabs(x.value(r, k));
             }
             // Sums of integers are exact, so codes cost two additions a group and three roundings of each product.
-            const double steps = w.matrix().quantised() ? 2.0 * x.groups + 3 : c.columns + 1;
+            const double steps = w.matrix().quantised() ? 2.0 * x.depth / kActivationGroup + 3 : c.columns + 1;
             const double tolerance = (steps + 1) * kHalfUlp * size;
             const size_t at = r * ref.stride + row;
             that(near(ref.plain[at], exact, tolerance), "%s: row %d output %d is %.9g, not %.9g +- %.2g", name, r, row,

@@ -27,57 +27,42 @@ void check_normalise(int n, Random& random) {
     that(apart.intact() && same.intact(), "normalise %d: wrote beyond its end", n);
 }
 
-// Rounded activations with room behind them that must stay as it is.
-struct Rounded {
-    static constexpr int kRoom = 8;
-    int depth, groups;
-    std::vector<int8_t> codes, rests;
-    std::vector<int32_t> sums;
-    std::vector<uint8_t> shifts;
-    Guarded scales;
-
-    explicit Rounded(int n)
-        : depth((n + 31) / 32 * 32), groups(depth / 32), codes(depth + kRoom, 99), rests(depth + kRoom, 99),
-          sums(groups + 1, 777), shifts(groups + 1, 99), scales(groups) {}
-
-    Codes out() { return {codes.data(), rests.data(), scales.data(), sums.data(), shifts.data()}; }
-    int code(int k) const { return (codes[k] << shifts[k / 32]) + rests[k]; }
-    bool intact() const {
-        const auto room = [this](const std::vector<int8_t>& v) { return std::count(v.begin() + depth, v.end(), 99) == kRoom; };
-        return room(codes) && room(rests) && sums[groups] == 777 && shifts[groups] == 99 && scales.intact();
-    }
-};
-
 void check_quantise(int n, float factor, Random& random) {
     std::vector<float> x = random.values(n);
     for (float& v : x) v *= factor * (random.below(64) == 0 ? 20.0f : 1.0f);
-    Rounded got(n);
-    kernels().rows.quantise(x.data(), n, 3.0f, got.out());
+    const int count = (n + 31) / 32;
+    std::vector<ActivationGroup> groups(count + 1);
+    std::memset(static_cast<void*>(groups.data()), 99, groups.size() * sizeof(ActivationGroup));
+    const ActivationGroup untouched = groups.back();
+    kernels().rows.quantise(x.data(), n, 3.0f, groups.data());
     double squares = 0.0;
     for (const float v : x) squares += static_cast<double>(v) * v;
     const double limit = 3.0 * std::sqrt(squares / n);
     const bool exact_squares = factor == 1.0f;  // of tiny and huge numbers they are 0 and infinite in float
-    for (int g = 0; g < got.groups; ++g) {
+    for (int g = 0; g < count; ++g) {
+        const ActivationGroup& got = groups[g];
         float peak = 0.0f;
         for (int k = g * 32; k < std::min(n, g * 32 + 32); ++k) peak = std::max(peak, std::fabs(x[k]));
-        const bool fine = got.shifts[g] == 7, border = std::fabs(peak - limit) < 1e-5 * limit;
-        that(fine || got.shifts[g] == 0, "quantise %d: shift %d is %d", n, g, got.shifts[g]);
+        const bool fine = got.shift == 7, border = std::fabs(peak - limit) < 1e-5 * limit;
+        that(fine || got.shift == 0, "quantise %d: shift %d is %d", n, g, got.shift);
         that(!exact_squares || border || fine == (peak > limit), "quantise %d: shift %d at %.9g of %.9g", n, g, peak, limit);
         const float top = fine ? 16256.0f : 127.0f;
-        that(got.scales[g] == peak / top, "quantise %d: scale %d is %.9g, not %.9g", n, g, got.scales[g], peak / top);
-        int total = 0;
-        for (int k = g * 32; k < g * 32 + 32; ++k) {
+        that(got.scale == peak / top, "quantise %d: scale %d is %.9g, not %.9g", n, g, got.scale, peak / top);
+        int sum = 0;
+        for (int i = 0; i < 32; ++i) {
+            const int k = g * 32 + i, code = (got.codes[i] << got.shift) + got.rests[i];
             const double exact = k < n && peak > 0x1p-112f ? static_cast<double>(x[k]) * top / peak : 0.0;
             // To nearest; a float quotient and a float product move the border by `top` times 2 half ulps.
-            that(std::fabs(got.code(k) - exact) <= 0.5 + 2 * (top + 1) * kHalfUlp,
-                 "quantise %d: code %d is %d, not %.4f", n, k, got.code(k), exact);
-            that(k < n || got.code(k) == 0, "quantise %d: code %d beyond the end is %d", n, k, got.code(k));
-            that(fine || got.rests[k] == 0, "quantise %d: a rest of %d at %d", n, got.rests[k], k);
-            total += got.code(k);
+            that(std::fabs(code - exact) <= 0.5 + 2 * (top + 1) * kHalfUlp,
+                 "quantise %d: code %d is %d, not %.4f", n, k, code, exact);
+            that(k < n || code == 0, "quantise %d: code %d beyond the end is %d", n, k, code);
+            that(fine || got.rests[i] == 0, "quantise %d: a rest of %d at %d", n, got.rests[i], k);
+            sum += code;
         }
-        that(got.sums[g] == total, "quantise %d: sum %d is %d, not %d", n, g, got.sums[g], total);
+        that(got.sum == sum, "quantise %d: sum %d is %d, not %d", n, g, got.sum, sum);
+        that(got.total == got.scale * static_cast<float>(sum), "quantise %d: total %d is %.9g", n, g, got.total);
     }
-    that(got.intact(), "quantise %d: wrote beyond its end", n);
+    that(std::memcmp(&groups[count], &untouched, sizeof untouched) == 0, "quantise %d: wrote beyond its end", n);
 }
 
 // A group that holds NaN or an infinity must not come out as ordinary numbers.
@@ -86,9 +71,9 @@ void check_quantise_poison(Random& random) {
         for (int at = 0; at < 32; ++at) {
             std::vector<float> x = random.values(32);
             x[at] = bad;
-            Rounded got(32);
-            kernels().rows.quantise(x.data(), 32, 3.0f, got.out());
-            that(!std::isfinite(got.scales[0]), "quantise: %g at %d gave a scale of %g", bad, at, got.scales[0]);
+            ActivationGroup got;
+            kernels().rows.quantise(x.data(), 32, 3.0f, &got);
+            that(!std::isfinite(got.scale), "quantise: %g at %d gave a scale of %g", bad, at, got.scale);
         }
     }
 }

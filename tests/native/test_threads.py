@@ -114,6 +114,7 @@ class Source:
     def tensor(self, name): return np.full(self.shapes[name], 0.001, np.float32)
     def rows(self, name, begin, end): return self.tensor(name)[begin:end]
     def integers(self, name, rows=None): return None
+    def block_type(self, name): return None
     def release_pages(self): pass
     def warn_of_broken(self, names): assert not names
 source = Source()
@@ -293,3 +294,32 @@ def test_the_team_of_threads(tmp_path: Path) -> None:
     subprocess.run(build, check=True)
     done = subprocess.run([str(tmp_path / "check")], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stdout) == (0, "0 failures\n")
+
+
+def test_ctrl_c_between_taking_the_lock_and_knowing_it_leaves_it_free() -> None:
+    """A signal's handler runs right behind a call: here, behind the one that took the lock."""
+    engine = Engine(native_backend(random_source(CONFIG)), None, ())
+    lock = engine._lock
+
+    class Interrupted:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+        def acquire(self, timeout: float) -> bool:
+            lock.acquire(timeout=timeout)
+            raise KeyboardInterrupt
+
+        release = staticmethod(lock.release)
+
+    engine._lock = Interrupted()
+    request = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=2))
+    with pytest.raises(KeyboardInterrupt):
+        engine.finish(request)
+    free: list[bool] = []
+    other = threading.Thread(target=lambda: free.append(lock.acquire(blocking=False)))
+    other.start()
+    other.join()
+    assert free == [True]

@@ -43,15 +43,21 @@ struct Matrix {
     }
 };
 
+// Activations for int8 and int4: value = scale * ((code << shift) + rest). All of a group lies together, so that a
+// kernel needs one pointer a row.
+struct ActivationGroup {
+    int8_t codes[kActivationGroup], rests[kActivationGroup];  // rests are 0 where the shift is 0
+    float scale;
+    float total;    // scale * sum
+    int32_t sum;    // of (code << shift) + rest
+    int32_t shift;  // kFineShift in groups with outliers, else 0
+};
+
 // Rows of activations in the form that a matrix's format needs; each row has `depth` of them.
 struct Activations {
-    const float* wide = nullptr;       // fp32
-    const uint16_t* narrow = nullptr;  // bf16
-    const int8_t* codes = nullptr;     // int8 and int4: value = scale * ((code << shift) + rest)
-    const int8_t* rests = nullptr;     // 0 where the shift is 0
-    const float* scales = nullptr;     // [rows][depth / kActivationGroup]
-    const int32_t* sums = nullptr;     // of (code << shift) + rest, as scales
-    const uint8_t* shifts = nullptr;   // kFineShift in groups with outliers, else 0; as scales
+    const float* wide = nullptr;              // fp32
+    const uint16_t* narrow = nullptr;         // bf16
+    const ActivationGroup* groups = nullptr;  // int8 and int4: [rows][depth / kActivationGroup]
     int depth = 0;
     int rows = 0;
 };

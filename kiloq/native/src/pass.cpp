@@ -75,18 +75,13 @@ void Pass::prepare_memory() {
         for (size_t r = 0; r < rows_.size(); ++r) of_plan += static_cast<size_t>(rows_[r].count) * c_.heads * plan.pieces[r];
         results = std::max(results, of_plan);
     }
-    const size_t groups = depth / kActivationGroup;
     grow(s_.x, tokens * width());
     grow(s_.qkv, tokens * qkv);
     grow(s_.mixed, tokens * c_.heads * c_.head_size);
     grow(s_.ffn, tokens * ffn);
     grow(s_.wide, tokens * depth);
     grow(s_.narrow, tokens * depth);
-    grow(s_.codes, tokens * depth);
-    grow(s_.rests, tokens * depth);
-    grow(s_.row_scales, tokens * groups);
-    grow(s_.row_sums, tokens * groups);
-    grow(s_.row_shifts, tokens * groups);
+    grow(s_.groups, tokens * depth / kActivationGroup);
     grow(s_.cosines, tokens * c_.rotary_dim / 2);
     grow(s_.sines, tokens * c_.rotary_dim / 2);
     grow(s_.peaks, results);
@@ -177,20 +172,16 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
         codes |= part.quantised();
         narrow |= part.format == Format::bf16;
     }
-    const size_t group = static_cast<size_t>(row) * depth / kActivationGroup;
     if (codes) {
-        const size_t at = static_cast<size_t>(row) * depth;
-        const Codes out{&s_.codes[at], &s_.rests[at], &s_.row_scales[group], &s_.row_sums[group], &s_.row_shifts[group]};
-        k_.rows.quantise(wide, depth, linear.outlier, out);
+        k_.rows.quantise(wide, depth, linear.outlier, &s_.groups[static_cast<size_t>(row) * depth / kActivationGroup]);
     }
     if (narrow) k_.rows.narrow(wide, depth, s_.narrow.data() + static_cast<size_t>(row) * depth);
 }
 
 Activations Pass::encoded(const Linear& linear, int first, int rows) const {
-    const size_t at = static_cast<size_t>(first) * linear.depth(), group = at / kActivationGroup;
-    return {.wide = s_.wide.data() + at, .narrow = s_.narrow.data() + at, .codes = s_.codes.data() + at,
-            .rests = s_.rests.data() + at, .scales = s_.row_scales.data() + group, .sums = s_.row_sums.data() + group,
-            .shifts = s_.row_shifts.data() + group, .depth = linear.depth(), .rows = rows};
+    const size_t at = static_cast<size_t>(first) * linear.depth();
+    return {.wide = s_.wide.data() + at, .narrow = s_.narrow.data() + at,
+            .groups = s_.groups.data() + at / kActivationGroup, .depth = linear.depth(), .rows = rows};
 }
 
 int Pass::matrix_pieces(const Linear& linear) const {

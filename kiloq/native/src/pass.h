@@ -18,11 +18,9 @@ constexpr int kPassTokens = 512;  // bounds the activations' memory; long enough
 // Memory of activations, kept between passes. Rows are tokens.
 struct Scratch {
     std::vector<float> x, qkv, mixed, ffn;  // residual stream; heads; attention's output; gate and up
-    std::vector<float> wide, row_scales;  // encoded activations in the form that is needed
+    std::vector<float> wide;  // encoded activations in the form that is needed
     std::vector<uint16_t> narrow;
-    std::vector<int8_t> codes, rests;
-    std::vector<int32_t> row_sums;
-    std::vector<uint8_t> row_shifts;
+    std::vector<ActivationGroup> groups;
     std::vector<float> cosines, sines;
     std::vector<float> peaks, totals, partial;  // attention's results
 };

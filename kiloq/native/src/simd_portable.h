@@ -52,8 +52,11 @@ inline F max(F a, F b) { return each([=](int i) { return a.lane[i] > b.lane[i] ?
 inline F min(F a, F b) { return each([=](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
 inline F abs(F a) { return each([=](int i) { return std::fabs(a.lane[i]); }); }
 inline F round(F a) { return each([=](int i) { return std::nearbyintf(a.lane[i]); }); }  // ties to even
-inline F times_pow2(F a, F n) {  // a * 2^n for whole n from -126 to 127
-    return each([=](int i) { return a.lane[i] * bits_to_float(static_cast<uint32_t>(static_cast<int>(n.lane[i]) + 127) << 23); });
+inline F times_pow2(F a, F n) {  // a * 2^n for whole n from -126 to 127; n may be NaN where a is
+    return each([=](int i) {
+        const float whole = n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f;  // NaN has no integer
+        return a.lane[i] * bits_to_float(static_cast<uint32_t>(static_cast<int>(whole) + 127) << 23);
+    });
 }
 inline F select_less(F a, F b, F yes, F no) {  // lane by lane: a < b ? yes : no
     return each([=](int i) { return a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i]; });

@@ -99,12 +99,15 @@ struct Inputs {
     std::vector<float> wide;
     std::vector<uint16_t> narrow;
     std::vector<ActivationGroup> groups;
+    std::vector<int8_t> rests;
+    std::vector<uint64_t> outliers;
     int count, depth;
     bool quantised, halved;
 
     Inputs(const Case& c, const Matrix& m, Random& random) : count(c.inputs()), depth(m.depth) {
         quantised = m.quantised();
         halved = m.format == Format::bf16;
+        outliers.resize(static_cast<size_t>(count) * outlier_words(depth));
         for (int r = 0; r < count; ++r) {
             for (int first = 0; first < depth; first += kActivationGroup) {
                 ActivationGroup group{};
@@ -116,27 +119,30 @@ struct Inputs {
                     wide.push_back(used ? random.value() : 0.0f);
                     narrow.push_back(float_to_bf16(wide.back()));
                     group.codes[k] = static_cast<int8_t>(used ? code : 0);
-                    group.rests[k] = static_cast<int8_t>(used && group.shift != 0 ? rest : 0);
-                    group.sum += code_of(group, k);
+                    rests.push_back(static_cast<int8_t>(used && group.shift != 0 ? rest : 0));
+                    group.sum += group.codes[k] * (1 << group.shift) + rests.back();
                 }
                 group.scale = random.uniform(0.0005f, 0.02f) / static_cast<float>(1 << group.shift);
                 group.total = group.scale * static_cast<float>(group.sum);
                 groups.push_back(group);
+                const int g = first / kActivationGroup;
+                if (group.shift != 0) outliers[r * outlier_words(depth) + g / 64] |= uint64_t{1} << (g % 64);
             }
         }
     }
 
-    static int code_of(const ActivationGroup& group, int k) { return group.codes[k] * (1 << group.shift) + group.rests[k]; }
     size_t groups_of(int rows) const { return static_cast<size_t>(rows) * depth / kActivationGroup; }
     double value(int row, int column) const {
         const ActivationGroup& group = groups[groups_of(row) + column / kActivationGroup];
-        if (quantised) return static_cast<double>(group.scale) * code_of(group, column % kActivationGroup);
         const size_t at = static_cast<size_t>(row) * depth + column;
+        const int code = group.codes[column % kActivationGroup] * (1 << group.shift) + rests[at];
+        if (quantised) return static_cast<double>(group.scale) * code;
         return halved ? bf16_to_float(narrow[at]) : wide[at];
     }
     Activations rows(int first, int count) const {
         const size_t at = static_cast<size_t>(first) * depth;
         return {.wide = wide.data() + at, .narrow = narrow.data() + at, .groups = groups.data() + groups_of(first),
+                .rests = rests.data() + at, .outliers = outliers.data() + static_cast<size_t>(first) * outlier_words(depth),
                 .depth = depth, .rows = count};
     }
 };

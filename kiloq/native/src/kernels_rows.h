@@ -5,14 +5,14 @@
 
 namespace kiloq {
 
-struct ActivationGroup;
+struct RoundedRow;
 
 struct RowKernels {
     // out = x / rms(x) * weight over n values; x and out may be the same.
     void (*normalise)(const float* x, const float* weight, float eps, int n, float* out);
     // n values in groups of kActivationGroup; the last group is filled up with zeros. Groups whose largest magnitude is
     // more than `outlier` times the root mean square of all have 15 bits, the others 8.
-    void (*quantise)(const float* x, int n, float outlier, ActivationGroup* out);
+    void (*quantise)(const float* x, int n, float outlier, const RoundedRow& out);
     // n values to bfloat16.
     void (*narrow)(const float* x, int n, uint16_t* out);
     // out = silu(gate) * up over n values; any of them may be the same.

@@ -43,14 +43,23 @@ struct Matrix {
     }
 };
 
-// Activations for int8 and int4: value = scale * ((code << shift) + rest). All of a group lies together, so that a
-// kernel needs one pointer a row.
+// Activations for int8 and int4: value = scale * ((code << shift) + rest). What is always needed of a group lies
+// together, so that a kernel has one pointer a row.
 struct ActivationGroup {
-    int8_t codes[kActivationGroup], rests[kActivationGroup];  // rests are 0 where the shift is 0
+    int8_t codes[kActivationGroup];
     float scale;
     float total;    // scale * sum
     int32_t sum;    // of (code << shift) + rest
     int32_t shift;  // kFineShift in groups with outliers, else 0
+};
+
+inline int outlier_words(int depth) { return (depth / kActivationGroup + 63) / 64; }
+
+// Where rounded activations of a row go; see Activations.
+struct RoundedRow {
+    ActivationGroup* groups;
+    int8_t* rests;
+    uint64_t* outliers;
 };
 
 // Rows of activations in the form that a matrix's format needs; each row has `depth` of them.
@@ -58,6 +67,8 @@ struct Activations {
     const float* wide = nullptr;              // fp32
     const uint16_t* narrow = nullptr;         // bf16
     const ActivationGroup* groups = nullptr;  // int8 and int4: [rows][depth / kActivationGroup]
+    const int8_t* rests = nullptr;            // [rows][depth]; 0 in groups whose shift is 0
+    const uint64_t* outliers = nullptr;       // [rows][outlier_words(depth)], a bit for each group: its shift is not 0
     int depth = 0;
     int rows = 0;
 };

@@ -82,6 +82,8 @@ void Pass::prepare_memory() {
     grow(s_.wide, tokens * depth);
     grow(s_.narrow, tokens * depth);
     grow(s_.groups, tokens * depth / kActivationGroup);
+    grow(s_.rests, tokens * depth);
+    grow(s_.outliers, tokens * outlier_words(static_cast<int>(depth)));
     grow(s_.cosines, tokens * c_.rotary_dim / 2);
     grow(s_.sines, tokens * c_.rotary_dim / 2);
     grow(s_.peaks, results);
@@ -173,7 +175,9 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
         narrow |= part.format == Format::bf16;
     }
     if (codes) {
-        k_.rows.quantise(wide, depth, linear.outlier, &s_.groups[static_cast<size_t>(row) * depth / kActivationGroup]);
+        const size_t at = static_cast<size_t>(row) * depth;
+        uint64_t* outliers = &s_.outliers[static_cast<size_t>(row) * outlier_words(depth)];
+        k_.rows.quantise(wide, depth, linear.outlier, {&s_.groups[at / kActivationGroup], &s_.rests[at], outliers});
     }
     if (narrow) k_.rows.narrow(wide, depth, s_.narrow.data() + static_cast<size_t>(row) * depth);
 }
@@ -181,7 +185,9 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
 Activations Pass::encoded(const Linear& linear, int first, int rows) const {
     const size_t at = static_cast<size_t>(first) * linear.depth();
     return {.wide = s_.wide.data() + at, .narrow = s_.narrow.data() + at,
-            .groups = s_.groups.data() + at / kActivationGroup, .depth = linear.depth(), .rows = rows};
+            .groups = s_.groups.data() + at / kActivationGroup, .rests = s_.rests.data() + at,
+            .outliers = s_.outliers.data() + static_cast<size_t>(first) * outlier_words(linear.depth()),
+            .depth = linear.depth(), .rows = rows};
 }
 
 int Pass::matrix_pieces(const Linear& linear) const {

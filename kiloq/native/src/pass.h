@@ -21,6 +21,8 @@ struct Scratch {
     std::vector<float> wide;  // encoded activations in the form that is needed
     std::vector<uint16_t> narrow;
     std::vector<ActivationGroup> groups;
+    std::vector<int8_t> rests;
+    std::vector<uint64_t> outliers;
     std::vector<float> cosines, sines;
     std::vector<float> peaks, totals, partial;  // attention's results
 };

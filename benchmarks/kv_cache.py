@@ -1,11 +1,12 @@
 """What an 8-bit key/value cache gains and costs against bf16: memory and speed by batch and length, and perplexity.
 
-    python benchmarks/kv_cache.py                     about six minutes; wants the machine for itself
+    python benchmarks/kv_cache.py                     about seven minutes; wants the machine for itself
     python benchmarks/kv_cache.py --minutes 40        with 16 streams of 16,384 tokens, which fill slowly
 
 The default model. Memory is what the cache's blocks really take, speed is that of all streams together with the logits
 of each. Every stream has a cache of its own, filled by reading, because streams that share one would be faster.
 Perplexity is taken on evenly spread windows of WikiText-2's test part; it depends on their length, not on the batch.
+Beside it stands that of the same weights computed in fp32 with an fp32 cache: what rounded activations and bf16 cost.
 """
 
 from __future__ import annotations
@@ -105,17 +106,20 @@ def line(length: int, streams: int, cell: dict[str, Any]) -> str:
     )
 
 
-def quality(loaded: dict[str, Model], options: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """Perplexity by the window's length, and the rise in percent."""
+def quality(loaded: dict[str, Model], exact: Model, options: argparse.Namespace) -> dict[int, dict[str, float]]:
+    """Perplexity by the window's length, and two rises in percent: by an int8 cache, and by all else that is rounded."""
     text = rounds.text_of("test")
     found = {}
     for length, count in (QUICK_WINDOWS if options.quick else WINDOWS).items():
         samples = spread(windows(loaded[CACHES[0]].tokenizer, text, length), count)
         values = {kv: rounds.perplexity(model.engine.backend, samples) for kv, model in loaded.items()}
         rise = 100 * (values["int8"] / values["bf16"] - 1)
-        found[length] = {**values, "rise_percent": rise}
+        values["fp32"] = rounds.perplexity(exact.engine.backend, samples)
+        other = 100 * (values["bf16"] / values["fp32"] - 1)
+        found[length] = {**values, "rise_percent": rise, "rise_of_bf16_over_fp32_percent": other}
         mark = "" if rise <= MOST_RISE_PERCENT else "  above the limit"
-        print(f"{length:>8,}{count:>9}{values['bf16']:>12.4f}{values['int8']:>12.4f}{rise:>+9.3f} %{mark}", flush=True)
+        print(f"{length:>8,}{count:>9}{values['fp32']:>12.4f}{values['bf16']:>12.4f}{other:>+9.3f} %"
+              f"{values['int8']:>12.4f}{rise:>+9.3f} %{mark}", flush=True)  # fmt: skip
     return found
 
 
@@ -128,8 +132,12 @@ def main() -> None:
     options = rounds.parse(parser)
     file = models.model_file("default", "int4", options.cache)
     loaded = {kv: kiloq.load(file, kv=kv, threads=THREADS) for kv in CACHES}
-    print(f"  tokens  windows   bf16 perpl.  int8 perpl.   rise (at most {MOST_RISE_PERCENT} %)")
-    perplexities = quality(loaded, options)
+    exact = kiloq.load(file, weights="fp32", kv="fp32", threads=THREADS)
+    print(
+        f"  tokens  windows        fp32        bf16       rise        int8       rise (at most {MOST_RISE_PERCENT} %)"
+    )
+    perplexities = quality(loaded, exact, options)
+    del exact
     print(f"  tokens  streams   bf16 MiB   int8 MiB  ratio (at most {MOST_MEMORY})   bf16 tok/s  int8 tok/s  ratio")
     cells = speed(loaded, options)
     table = [{"length": length, "streams": streams, **cell} for (length, streams), cell in cells.items()]

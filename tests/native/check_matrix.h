@@ -99,51 +99,54 @@ struct Inputs {
     std::vector<float> wide;
     std::vector<uint16_t> narrow;
     std::vector<ActivationGroup> groups;
-    std::vector<int8_t> rests;
-    std::vector<uint64_t> outliers;
+    std::vector<Outlier> outliers;
+    std::vector<int32_t> outlier_counts;
     int count, depth;
     bool quantised, halved;
 
     Inputs(const Case& c, const Matrix& m, Random& random) : count(c.inputs()), depth(m.depth) {
         quantised = m.quantised();
         halved = m.format == Format::bf16;
-        outliers.resize(static_cast<size_t>(count) * outlier_words(depth));
+        outliers.resize(static_cast<size_t>(count) * most_outliers(depth), {-1, kNan});
         for (int r = 0; r < count; ++r) {
+            outlier_counts.push_back(0);
             for (int first = 0; first < depth; first += kActivationGroup) {
                 ActivationGroup group{};
-                group.shift = random.below(3) == 0 ? kFineShift : 0;
-                for (int k = 0; k < kActivationGroup; ++k) {
-                    const bool used = first + k < c.columns;
+                for (int k = first; k < first + kActivationGroup; ++k) {
+                    const bool used = k < c.columns;
                     const int code = c.extreme ? (r % 2 ? 127 : -127) : random.below(255) - 127;
-                    const int rest = c.extreme ? (r % 2 ? 64 : -64) : random.below(129) - 64;
                     wide.push_back(used ? random.value() : 0.0f);
                     narrow.push_back(float_to_bf16(wide.back()));
-                    group.codes[k] = static_cast<int8_t>(used ? code : 0);
-                    rests.push_back(static_cast<int8_t>(used && group.shift != 0 ? rest : 0));
-                    group.sum += group.codes[k] * (1 << group.shift) + rests.back();
+                    group.codes[k - first] = static_cast<int8_t>(used ? code : 0);
+                    if (used && r % 3 != 0 && random.below(20) == 0 && outlier_counts[r] < most_outliers(depth)) {
+                        group.codes[k - first] = 0;
+                        outliers[r * most_outliers(depth) + outlier_counts[r]++] = {k, 5.0f * random.value()};
+                    }
+                    group.sum += group.codes[k - first];
                 }
-                group.scale = random.uniform(0.0005f, 0.02f) / static_cast<float>(1 << group.shift);
+                group.scale = random.uniform(0.0005f, 0.02f);
                 group.total = group.scale * static_cast<float>(group.sum);
                 groups.push_back(group);
-                const int g = first / kActivationGroup;
-                if (group.shift != 0) outliers[r * outlier_words(depth) + g / 64] |= uint64_t{1} << (g % 64);
             }
         }
     }
 
     size_t groups_of(int rows) const { return static_cast<size_t>(rows) * depth / kActivationGroup; }
     double value(int row, int column) const {
-        const ActivationGroup& group = groups[groups_of(row) + column / kActivationGroup];
         const size_t at = static_cast<size_t>(row) * depth + column;
-        const int code = group.codes[column % kActivationGroup] * (1 << group.shift) + rests[at];
-        if (quantised) return static_cast<double>(group.scale) * code;
-        return halved ? bf16_to_float(narrow[at]) : wide[at];
+        if (!quantised) return halved ? bf16_to_float(narrow[at]) : wide[at];
+        for (int i = 0; i < outlier_counts[row]; ++i) {
+            const Outlier& outlier = outliers[row * most_outliers(depth) + i];
+            if (outlier.column == column) return outlier.value;
+        }
+        const ActivationGroup& group = groups[groups_of(row) + column / kActivationGroup];
+        return static_cast<double>(group.scale) * group.codes[column % kActivationGroup];
     }
     Activations rows(int first, int count) const {
         const size_t at = static_cast<size_t>(first) * depth;
         return {.wide = wide.data() + at, .narrow = narrow.data() + at, .groups = groups.data() + groups_of(first),
-                .rests = rests.data() + at, .outliers = outliers.data() + static_cast<size_t>(first) * outlier_words(depth),
-                .depth = depth, .rows = count};
+                .outliers = outliers.data() + static_cast<size_t>(first) * most_outliers(depth),
+                .outlier_counts = outlier_counts.data() + first, .depth = depth, .rows = count};
     }
 };
 
@@ -162,7 +165,7 @@ void check_values(const Case& c, const Weights& w, const Inputs& x, const Refere
                 size += w.size(row, k) * std::fabs(x.value(r, k));
             }
             // Sums of integers are exact, so codes cost two additions a group and three roundings of each product.
-            const double steps = w.matrix().quantised() ? 2.0 * x.depth / kActivationGroup + 3 : c.columns + 1;
+            const double steps = w.matrix().quantised() ? 2.0 * x.depth / kActivationGroup + most_outliers(x.depth) + 6 : c.columns + 1;
             const double tolerance = (steps + 1) * kHalfUlp * size;
             const size_t at = r * ref.stride + row;
             that(near(ref.plain[at], exact, tolerance), "%s: row %d output %d is %.9g, not %.9g +- %.2g", name, r, row,

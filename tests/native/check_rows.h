@@ -30,43 +30,48 @@ void check_normalise(int n, Random& random) {
 void check_quantise(int n, float factor, Random& random) {
     std::vector<float> x = random.values(n);
     for (float& v : x) v *= factor * (random.below(64) == 0 ? 20.0f : 1.0f);
-    const int count = (n + 31) / 32;
+    const int count = (n + 31) / 32, most = most_outliers(count * 32);
     std::vector<ActivationGroup> groups(count + 1);
     std::memset(static_cast<void*>(groups.data()), 99, groups.size() * sizeof(ActivationGroup));
     const ActivationGroup untouched = groups.back();
-    std::vector<int8_t> rests(count * 32 + 1, 99);
-    std::vector<uint64_t> outliers(outlier_words(count * 32) + 1, 99);
-    kernels().rows.quantise(x.data(), n, 3.0f, {groups.data(), rests.data(), outliers.data()});
+    std::vector<Outlier> outliers(most + 1, {-1, 0.0f});
+    int32_t found = -1;
+    x.resize(count * 32);  // as the decoder pads
+    kernels().rows.quantise(x.data(), count * 32, 4.0f, {groups.data(), outliers.data(), &found});
     double squares = 0.0;
     for (const float v : x) squares += static_cast<double>(v) * v;
-    const double limit = 3.0 * std::sqrt(squares / n);
-    const bool exact_squares = factor == 1.0f;  // of tiny and huge numbers they are 0 and infinite in float
+    const double limit = 4.0 * std::sqrt(squares / (count * 32));
+    const bool plain = factor == 1.0f;  // of tiny and huge numbers the squares are 0 and infinite in float
+    std::vector<float> rest = x;
+    that(found >= 0 && found <= most && outliers[most].column == -1, "quantise %d: %d outliers", n, found);
+    for (int i = 0; i < found; ++i) {
+        const int k = outliers[i].column;
+        that(k >= 0 && k < n && (i == 0 || outliers[i - 1].column < k), "quantise %d: outlier %d at %d", n, i, k);
+        that(outliers[i].value == x[k], "quantise %d: outlier %d is %.9g, not %.9g", n, i, outliers[i].value, x[k]);
+        rest[k] = 0.0f;
+    }
+    for (int k = 0; plain && k < n; ++k) {
+        const double size = std::fabs(x[k]);
+        if (std::fabs(size - limit) < 1e-5 * limit) continue;
+        that((size > limit) == (x[k] != 0.0f && rest[k] == 0.0f), "quantise %d: %.9g at %d of %.9g", n, size, k, limit);
+    }
     for (int g = 0; g < count; ++g) {
         const ActivationGroup& got = groups[g];
         float peak = 0.0f;
-        for (int k = g * 32; k < std::min(n, g * 32 + 32); ++k) peak = std::max(peak, std::fabs(x[k]));
-        const bool fine = got.shift == 7, border = std::fabs(peak - limit) < 1e-5 * limit;
-        that((outliers[g / 64] >> (g % 64) & 1) == fine, "quantise %d: bit %d is not %d", n, g, fine);
-        that(fine || got.shift == 0, "quantise %d: shift %d is %d", n, g, got.shift);
-        that(!exact_squares || border || fine == (peak > limit), "quantise %d: shift %d at %.9g of %.9g", n, g, peak, limit);
-        const float top = fine ? 16256.0f : 127.0f;
-        that(got.scale == peak / top, "quantise %d: scale %d is %.9g, not %.9g", n, g, got.scale, peak / top);
+        for (int k = g * 32; k < g * 32 + 32; ++k) peak = std::max(peak, std::fabs(rest[k]));
+        that(got.scale == peak / 127.0f, "quantise %d: scale %d is %.9g, not %.9g", n, g, got.scale, peak / 127.0f);
         int sum = 0;
         for (int i = 0; i < 32; ++i) {
-            const int k = g * 32 + i, code = (got.codes[i] << got.shift) + rests[k];
-            const double exact = k < n && peak > 0x1p-112f ? static_cast<double>(x[k]) * top / peak : 0.0;
-            // To nearest; a float quotient and a float product move the border by `top` times 2 half ulps.
-            that(std::fabs(code - exact) <= 0.5 + 2 * (top + 1) * kHalfUlp,
-                 "quantise %d: code %d is %d, not %.4f", n, k, code, exact);
-            that(k < n || code == 0, "quantise %d: code %d beyond the end is %d", n, k, code);
-            that(fine || rests[k] == 0, "quantise %d: a rest of %d at %d", n, rests[k], k);
-            sum += code;
+            const double exact = peak > 0x1p-120f ? rest[g * 32 + i] * 127.0 / peak : 0.0;
+            // To nearest; a float quotient and a float product move the border by 127 * 2 half ulps.
+            that(std::fabs(got.codes[i] - exact) <= 0.5 + 256 * kHalfUlp,
+                 "quantise %d: code %d is %d, not %.4f", n, g * 32 + i, got.codes[i], exact);
+            sum += got.codes[i];
         }
         that(got.sum == sum, "quantise %d: sum %d is %d, not %d", n, g, got.sum, sum);
         that(got.total == got.scale * static_cast<float>(sum), "quantise %d: total %d is %.9g", n, g, got.total);
     }
-    that(std::memcmp(&groups[count], &untouched, sizeof untouched) == 0 && rests.back() == 99 && outliers.back() == 99,
-         "quantise %d: wrote beyond its end", n);
+    that(std::memcmp(&groups[count], &untouched, sizeof untouched) == 0, "quantise %d: wrote beyond its end", n);
 }
 
 // A group that holds NaN or an infinity must not come out as ordinary numbers.
@@ -76,9 +81,9 @@ void check_quantise_poison(Random& random) {
             std::vector<float> x = random.values(32);
             x[at] = bad;
             ActivationGroup got;
-            int8_t rests[32];
-            uint64_t outliers;
-            kernels().rows.quantise(x.data(), 32, 3.0f, {&got, rests, &outliers});
+            Outlier outliers[2];
+            int32_t found;
+            kernels().rows.quantise(x.data(), 32, 4.0f, {&got, outliers, &found});
             that(!std::isfinite(got.scale), "quantise: %g at %d gave a scale of %g", bad, at, got.scale);
         }
     }

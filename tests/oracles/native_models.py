@@ -22,8 +22,8 @@ from kiloq.model.shapes import tensor_shapes
 
 CACHE_BYTES = 1 << 30
 ACTIVATION_GROUP = 32  # activations that share a scale
-OUTLIER = 4.0  # times the row's root mean square: groups with larger activations get 15 bits
-OUTLIER_OF_PRODUCTS = 8.0  # the same of what goes into down_proj
+OUTLIER = 3.5  # times the row's root mean square: larger activations are multiplied as they are
+OUTLIER_OF_PRODUCTS = 7.0  # the same of what goes into down_proj
 
 State = dict[str, np.ndarray]
 
@@ -136,26 +136,24 @@ class Twin:
 
 
 def rounded_activations(x: torch.Tensor, slot: native_load.Slot) -> torch.Tensor:
-    """What a matrix of this form multiplies: bfloat16 for bf16; 8 bits for integers, 15 in groups with outliers."""
+    """What a matrix of this form multiplies: bfloat16 for bf16; 8 bits for integers, outliers as they are."""
     if slot.format == "fp32":
         return x
     if slot.format == "bf16":
         return x.bfloat16().float()
     order = torch.arange(slot.columns) if slot.order is None else torch.from_numpy(slot.order).long()
     padded = torch.nn.functional.pad(x[..., order], (0, -slot.columns % ACTIVATION_GROUP))
-    grouped = padded.unflatten(-1, (-1, ACTIVATION_GROUP))
     outlier = OUTLIER_OF_PRODUCTS if slot.name.endswith("down_proj.weight") else OUTLIER
-    limit = outlier * padded.square().mean(-1).sqrt()[..., None, None]
-    fine = grouped.abs().amax(-1, keepdim=True) > limit
-    rounded = _rounded(grouped, torch.where(fine, 127.0 * 128.0, 127.0))
+    outliers = torch.where(padded.abs() > outlier * padded.square().mean(-1, keepdim=True).sqrt(), padded, 0.0)
+    rounded = outliers + _rounded((padded - outliers).unflatten(-1, (-1, ACTIVATION_GROUP))).flatten(-2)
     back = torch.empty_like(x)
-    back[..., order] = rounded.flatten(-2)[..., : slot.columns]
+    back[..., order] = rounded[..., : slot.columns]
     return back
 
 
-def _rounded(x: torch.Tensor, top: torch.Tensor | float = 127.0) -> torch.Tensor:
-    """Each vector of the last dimension in whole steps around zero, `top` of them to its largest magnitude."""
-    scale = x.abs().amax(-1, keepdim=True) / top
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    """Each vector of the last dimension in 8 bits around zero."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
     return torch.where(scale > 0, (x / scale).round() * scale, 0.0)
 
 

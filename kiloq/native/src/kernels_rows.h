@@ -10,8 +10,8 @@ struct RoundedRow;
 struct RowKernels {
     // out = x / rms(x) * weight over n values; x and out may be the same.
     void (*normalise)(const float* x, const float* weight, float eps, int n, float* out);
-    // n values in groups of kActivationGroup; the last group is filled up with zeros. Groups whose largest magnitude is
-    // more than `outlier` times the root mean square of all have 15 bits, the others 8.
+    // n values in groups of kActivationGroup; the last group is filled up with zeros. What is larger than `outlier` times
+    // the root mean square of all, at least 3, is an outlier.
     void (*quantise)(const float* x, int n, float outlier, const RoundedRow& out);
     // n values to bfloat16.
     void (*narrow)(const float* x, int n, uint16_t* out);

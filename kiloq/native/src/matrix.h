@@ -17,7 +17,6 @@ namespace kiloq {
 
 constexpr int kBlockRows = 16;
 constexpr int kActivationGroup = 32;  // activations that share one scale, as in GGUF's q8_0
-constexpr int kFineShift = 7;         // groups with outliers have codes of 8 + 7 bits
 
 struct Matrix {
     Format format = Format::fp32;
@@ -43,23 +42,29 @@ struct Matrix {
     }
 };
 
-// Activations for int8 and int4: value = scale * ((code << shift) + rest). What is always needed of a group lies
+// Activations for int8 and int4: value = scale * code, but for outliers, whose code is 0. What is needed of a group lies
 // together, so that a kernel has one pointer a row.
 struct ActivationGroup {
     int8_t codes[kActivationGroup];
     float scale;
-    float total;    // scale * sum
-    int32_t sum;    // of (code << shift) + rest
-    int32_t shift;  // kFineShift in groups with outliers, else 0
+    float total;  // scale * sum
+    int32_t sum;  // of the codes
 };
 
-inline int outlier_words(int depth) { return (depth / kActivationGroup + 63) / 64; }
+// An activation that would make the steps of its group too coarse for its neighbours, in full precision.
+struct Outlier {
+    int32_t column;
+    float value;
+};
+
+// A row has no more: of n numbers, at most n / t^2 are larger than t times their root mean square, and t is 3 or more.
+inline int most_outliers(int depth) { return depth / 9 + 1; }
 
 // Where rounded activations of a row go; see Activations.
 struct RoundedRow {
     ActivationGroup* groups;
-    int8_t* rests;
-    uint64_t* outliers;
+    Outlier* outliers;
+    int32_t* outlier_count;
 };
 
 // Rows of activations in the form that a matrix's format needs; each row has `depth` of them.
@@ -67,8 +72,8 @@ struct Activations {
     const float* wide = nullptr;              // fp32
     const uint16_t* narrow = nullptr;         // bf16
     const ActivationGroup* groups = nullptr;  // int8 and int4: [rows][depth / kActivationGroup]
-    const int8_t* rests = nullptr;            // [rows][depth]; 0 in groups whose shift is 0
-    const uint64_t* outliers = nullptr;       // [rows][outlier_words(depth)], a bit for each group: its shift is not 0
+    const Outlier* outliers = nullptr;        // [rows][most_outliers(depth)], by column
+    const int32_t* outlier_counts = nullptr;  // [rows]
     int depth = 0;
     int rows = 0;
 };

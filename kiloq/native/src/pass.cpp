@@ -12,6 +12,8 @@ namespace {
 
 constexpr auto kAskEvery = std::chrono::milliseconds(10);  // asking costs the interpreter's lock
 constexpr int kMostBlocks = 64;                             // of a matrix, taken at once by one member
+constexpr int kMostTurns = 6;                               // of a member at a matrix, unless that is large
+constexpr size_t kTurnBytes = 64 << 10;                     // at least of a turn: one or two microseconds
 
 // Angle per position of every pair; Source: Qwen technical report, section 2.3 (NTK), as kiloq/model/rope.py.
 std::vector<float> frequencies(const DecoderConfig& c, double alpha) {
@@ -25,9 +27,15 @@ std::vector<float> frequencies(const DecoderConfig& c, double alpha) {
     return out;
 }
 
-// Blocks of a matrix that a member takes at once: several turns each, so that a member that is held up delays none;
-// a multiple of two, the largest tile of the kernels.
-int blocks_at_once(int blocks, int members) { return std::clamp(blocks / (members * 6) / 2 * 2, 2, kMostBlocks); }
+// Blocks of a matrix that a member takes at once: several turns each, so that a member that is held up delays none, but
+// few of small matrices, where claiming a piece costs more than waiting for its end; a multiple of two, the largest tile
+// of the kernels.
+int blocks_at_once(const Linear& linear, int members) {
+    size_t bytes = 0;
+    for (const Matrix& part : linear.parts) bytes += part.blocks * part.block_bytes();
+    const int blocks = linear.blocks(), turns = std::clamp(static_cast<int>(bytes / members / kTurnBytes), 1, kMostTurns);
+    return std::min(((blocks + members * turns - 1) / (members * turns) + 1) & ~1, kMostBlocks);
+}
 
 template <class T>
 void grow(std::vector<T>& memory, size_t size) {
@@ -82,8 +90,8 @@ void Pass::prepare_memory() {
     grow(s_.wide, tokens * depth);
     grow(s_.narrow, tokens * depth);
     grow(s_.groups, tokens * depth / kActivationGroup);
-    grow(s_.rests, tokens * depth);
-    grow(s_.outliers, tokens * outlier_words(static_cast<int>(depth)));
+    grow(s_.outliers, tokens * most_outliers(static_cast<int>(depth)));
+    grow(s_.outlier_counts, tokens);
     grow(s_.cosines, tokens * c_.rotary_dim / 2);
     grow(s_.sines, tokens * c_.rotary_dim / 2);
     grow(s_.peaks, results);
@@ -102,7 +110,7 @@ int Pass::pieces(int stage) const {
     const Layer& layer = w_.layers[(stage - 1) / kStages];
     switch (static_cast<Stage>((stage - 1) % kStages)) {
         case kQkv: return matrix_pieces(layer.qkv);
-        case kPlace: return tokens() * c_.kv_heads;
+        case kPlace: return plans_.at(layer.window).places ? 0 : tokens() * c_.kv_heads;
         case kAttend: return static_cast<int>(plans_.at(layer.window).items.size());
         case kOutput: return matrix_pieces(layer.output);
         case kGateUp: return matrix_pieces(layer.gate_up);
@@ -126,7 +134,7 @@ void Pass::run(int stage, int piece) {
         case kNorm: return norm(s_.x.data() + piece * width(), layer.attention_norm, layer.qkv, piece);
         case kQkv: return product(layer.qkv, s_.qkv, layer.qkv.width(), false);
         case kPlace: return place(layer, index, piece / c_.kv_heads, piece % c_.kv_heads);
-        case kAttend: return attend(plan, plan.items[piece], layer.window, index);
+        case kAttend: return attend(plan, plan.items[piece], index);
         case kGather: return gather(plan, layer, piece);
         case kOutput: return product(layer.output, s_.x, width(), true);
         case kMlpNorm: return norm(s_.x.data() + piece * width(), layer.mlp_norm, layer.gate_up, piece);
@@ -175,9 +183,9 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
         narrow |= part.format == Format::bf16;
     }
     if (codes) {
-        const size_t at = static_cast<size_t>(row) * depth;
-        uint64_t* outliers = &s_.outliers[static_cast<size_t>(row) * outlier_words(depth)];
-        k_.rows.quantise(wide, depth, linear.outlier, {&s_.groups[at / kActivationGroup], &s_.rests[at], outliers});
+        const size_t groups = depth / kActivationGroup, most = most_outliers(depth);
+        k_.rows.quantise(wide, depth, linear.outlier,
+                         {&s_.groups[row * groups], &s_.outliers[row * most], &s_.outlier_counts[row]});
     }
     if (narrow) k_.rows.narrow(wide, depth, s_.narrow.data() + static_cast<size_t>(row) * depth);
 }
@@ -185,20 +193,20 @@ void Pass::encode(const Linear& linear, int row, const float* values) {
 Activations Pass::encoded(const Linear& linear, int first, int rows) const {
     const size_t at = static_cast<size_t>(first) * linear.depth();
     return {.wide = s_.wide.data() + at, .narrow = s_.narrow.data() + at,
-            .groups = s_.groups.data() + at / kActivationGroup, .rests = s_.rests.data() + at,
-            .outliers = s_.outliers.data() + static_cast<size_t>(first) * outlier_words(linear.depth()),
-            .depth = linear.depth(), .rows = rows};
+            .groups = s_.groups.data() + at / kActivationGroup,
+            .outliers = s_.outliers.data() + static_cast<size_t>(first) * most_outliers(linear.depth()),
+            .outlier_counts = s_.outlier_counts.data() + first, .depth = linear.depth(), .rows = rows};
 }
 
 int Pass::matrix_pieces(const Linear& linear) const {
-    const int at_once = blocks_at_once(linear.blocks(), members_);
+    const int at_once = blocks_at_once(linear, members_);
     return (linear.blocks() + at_once - 1) / at_once;
 }
 
 // One piece of a product: some blocks of outputs, for all rows of x. The target's bias is the map's own.
 void Pass::multiply(const Linear& linear, int first_row, int rows, int piece, const Target& out) {
     const Activations x = encoded(linear, first_row, rows);
-    const int at_once = blocks_at_once(linear.blocks(), members_);
+    const int at_once = blocks_at_once(linear, members_);
     const int begin = piece * at_once, end = std::min(begin + at_once, linear.blocks());
     int first = 0;
     for (const Matrix& part : linear.parts) {

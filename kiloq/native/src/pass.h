@@ -21,8 +21,8 @@ struct Scratch {
     std::vector<float> wide;  // encoded activations in the form that is needed
     std::vector<uint16_t> narrow;
     std::vector<ActivationGroup> groups;
-    std::vector<int8_t> rests;
-    std::vector<uint64_t> outliers;
+    std::vector<Outlier> outliers;
+    std::vector<int32_t> outlier_counts;
     std::vector<float> cosines, sines;
     std::vector<float> peaks, totals, partial;  // attention's results
 };
@@ -48,6 +48,7 @@ struct AttendItem {
 struct AttendPlan {
     std::vector<AttendItem> items;
     std::vector<int> first_result, pieces;  // of each row's pairs: results lie side by side, piece by piece
+    bool places = true;  // every row has one item a key/value head, which then does the placing as well
 };
 
 class Pass : public Job {
@@ -86,7 +87,7 @@ private:
     // pass_attention.cpp
     AttendPlan plan(int window) const;
     void place(const Layer& layer, int index, int at, int kv_head);
-    void attend(const AttendPlan& plan, const AttendItem& item, int window, int index);
+    void attend(const AttendPlan& plan, const AttendItem& item, int index);
     void gather(const AttendPlan& plan, const Layer& layer, int at);
     int group() const { return c_.heads / c_.kv_heads; }
     size_t result(const AttendPlan& plan, int row, int kv_head, int pair) const;

@@ -12,7 +12,8 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 }  // namespace
 
 // Items for every row and key/value head. Where there are too few of them to keep the team busy, each takes one chunk
-// only and `gather` merges; the arithmetic is the same either way.
+// only and `gather` merges; the arithmetic is the same either way. Small rows, as in decoding, are placed by the item
+// that attends to them: a stage less, and their queries stay with one core.
 AttendPlan Pass::plan(int window) const {
     AttendPlan out;
     const int pairs_at_once = group() >= kMaxQueryRows ? kMaxQueryRows : kMaxQueryRows / group() * group();
@@ -48,6 +49,7 @@ AttendPlan Pass::plan(int window) const {
         }
         out.first_result.push_back(result);
         out.pieces.push_back(pieces);
+        out.places = out.places && pieces == 1 && pairs <= pairs_at_once;
         result += row.count * c_.heads * pieces;
     }
     return out;
@@ -82,8 +84,10 @@ void Pass::place(const Layer& layer, int index, int at, int kv_head) {
     k_.attention.store(layout_, block + kv_head * layout_.region_bytes(), token.position % kBlockTokens, key, value);
 }
 
-void Pass::attend(const AttendPlan& plan, const AttendItem& item, int window, int index) {
+void Pass::attend(const AttendPlan& plan, const AttendItem& item, int index) {
     const PassRow& row = rows_[item.row];
+    const Layer& layer = w_.layers[index];
+    for (int i = 0; plan.places && i < row.count; ++i) place(layer, index, row.first_token + i, item.kv_head);
     const size_t stride = plan.pieces[item.row], width = layout_.padded_size(), first = result(plan, item.row, item.kv_head, item.first_pair) + item.piece;
     AttendTask task;
     task.layout = &layout_;
@@ -92,9 +96,9 @@ void Pass::attend(const AttendPlan& plan, const AttendItem& item, int window, in
     int newest = 0, oldest = INT32_MAX;
     for (int i = 0; i < item.pairs; ++i) {
         const int pair = item.first_pair + i, token = pair / group(), position = row.position() + token;
-        const size_t at = static_cast<size_t>(row.first_token + token) * w_.layers[index].qkv.width();
+        const size_t at = static_cast<size_t>(row.first_token + token) * layer.qkv.width();
         task.queries[i] = s_.qkv.data() + at + (item.kv_head * group() + pair % group()) * c_.head_size;
-        task.first[i] = window == 0 ? 0 : std::max(0, position - window + 1);
+        task.first[i] = layer.window == 0 ? 0 : std::max(0, position - layer.window + 1);
         task.last[i] = position + 1;
         oldest = std::min(oldest, task.first[i]);
         newest = std::max(newest, task.last[i]);

@@ -67,8 +67,9 @@ inline F load_byte(const uint8_t* p) {
 inline I load_codes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline I repeat4(const void* p) { return _mm256_set1_epi32(*static_cast<const int32_t*>(p)); }
 inline I iset1(int32_t x) { return _mm256_set1_epi32(x); }
-inline I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
-inline I shift_left(I v, int bits) { return _mm256_sll_epi32(v, _mm_cvtsi32_si128(bits)); }
+inline I bits_from(I v, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srl_epi32(v, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(mask));
+}
 inline I low_nibbles(I v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0F)); }
 inline I high_nibbles(I v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(0x0F)); }
 #ifdef __AVXVNNI__

@@ -53,8 +53,9 @@ inline F load_byte(const uint8_t* p) {
 inline I load_codes(const void* p) { return _mm512_loadu_si512(p); }
 inline I repeat4(const void* p) { return _mm512_set1_epi32(*static_cast<const int32_t*>(p)); }
 inline I iset1(int32_t x) { return _mm512_set1_epi32(x); }
-inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-inline I shift_left(I v, int bits) { return _mm512_sll_epi32(v, _mm_cvtsi32_si128(bits)); }
+inline I bits_from(I v, int shift, int mask) {
+    return _mm512_and_si512(_mm512_srl_epi32(v, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(mask));
+}
 inline I low_nibbles(I v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0F)); }
 inline I high_nibbles(I v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(0x0F)); }
 inline I dot4(I sums, I codes, I values) { return _mm512_dpbusd_epi32(sums, codes, values); }

@@ -74,8 +74,10 @@ inline I repeat4(const void* p) {
     return vdupq_n_s32(word);
 }
 inline I iset1(int32_t x) { return vdupq_n_s32(x); }
-inline I iadd(I a, I b) { return vaddq_s32(a, b); }
-inline I shift_left(I v, int bits) { return vshlq_s32(v, vdupq_n_s32(bits)); }
+inline I bits_from(I v, int shift, int mask) {
+    const uint32x4_t moved = vshlq_u32(vreinterpretq_u32_s32(v), vdupq_n_s32(-shift));
+    return vandq_s32(vreinterpretq_s32_u32(moved), vdupq_n_s32(mask));
+}
 inline I low_nibbles(I v) { return vandq_s32(v, vdupq_n_s32(0x0F0F0F0F)); }
 inline I high_nibbles(I v) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(v), 4)); }
 inline I dot4_small(I sums, I codes, I values) {

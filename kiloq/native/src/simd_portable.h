@@ -93,8 +93,9 @@ inline I repeat4(const void* p) {  // the same 4 bytes in every lane
     return ieach([=](int) { return word; });
 }
 inline I iset1(int32_t x) { return ieach([=](int) { return x; }); }
-inline I iadd(I a, I b) { return ieach([=](int i) { return a.lane[i] + b.lane[i]; }); }
-inline I shift_left(I v, int bits) { return ieach([=](int i) { return v.lane[i] * (1 << bits); }); }
+inline I bits_from(I v, int shift, int mask) {  // (lane >> shift) & mask
+    return ieach([=](int i) { return static_cast<int32_t>(static_cast<uint32_t>(v.lane[i]) >> shift) & mask; });
+}
 inline I low_nibbles(I v) { return ieach([=](int i) { return v.lane[i] & 0x0F0F0F0F; }); }
 inline I high_nibbles(I v) { return ieach([=](int i) { return (v.lane[i] >> 4) & 0x0F0F0F0F; }); }
 inline I dot4(I sums, I codes, I values) {  // lane += sum over 4 bytes of (unsigned code - kDotBias) * signed value

@@ -34,6 +34,13 @@ SHAPES = {
     "1.8b": SERIES["qwen-1.8b"].replace(train_length=32_768, max_length=32_768, dynamic_ntk=False, logn=False),
 }
 MODELS = ("default", *SHAPES)
+# Sizes of which loading and quantising are measured: Qwen1.5-0.5B (its config.json) and Qwen-7B (the report's Table 1).
+# "quick" is ours, to see that the programs work.
+LARGER = {
+    "0.5b": ModelConfig(num_layers=24, hidden_size=1024, num_heads=16, ffn_size=2816, vocab_size=151_936),
+    "7b": SERIES["qwen-7b"].replace(dynamic_ntk=False, logn=False),
+    "quick": ModelConfig(num_layers=2, hidden_size=128, num_heads=4, ffn_size=256, vocab_size=512),
+}
 BITS = {"int4": "q4_0", "int8": "q8_0", "bf16": "bf16"}  # kiloq's name of the weights -> type of the file
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"  # the only 4-bit file of the default model, used as it is
 WEIGHT_STD = 0.02  # of the drawn weights: keeps activations near those of a trained model
@@ -59,7 +66,7 @@ def model_file(model: str, weights: str, folder: Path) -> Path:
             write_gguf_file(open_model(original), path, BITS[weights])
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_random(SHAPES[model], path, BITS[weights])
+            _write_random((SHAPES | LARGER)[model], path, BITS[weights])
     return path
 
 

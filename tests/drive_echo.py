@@ -25,7 +25,7 @@ def load(name: str, *, progress: Any = None, **options: Any) -> EchoModel:
     return EchoModel(
         delay_s=float(os.environ.get("ECHO_DELAY", "0")),
         context=int(os.environ.get("ECHO_CONTEXT", "1000")),
-        warnings=tuple(f"{key} {value}" for key, value in sorted(options.items()) if value not in ("auto", 0)),
+        warnings=tuple(f"{key} {value}" for key, value in sorted(options.items()) if value not in ("auto", 0, None)),
     )
 
 

@@ -86,3 +86,47 @@ def test_speculation(tmp_path: Path) -> None:
     assert {ratio["floor"] for ratio in figures["ratios"]} == {1.5, 0.97}
     assert len(figures["answers"]) == 4
     assert all(0 < answer["steps_with_guesses"] <= answer["steps"] for answer in figures["answers"])
+
+
+def test_sampling(tmp_path: Path) -> None:
+    figures = figures_of("sampling.py", tmp_path)
+    assert set(figures["share_of_step"]) == set(figures["steps_per_s"]) - {"logits alone"}
+    assert len(figures["share_of_step"]) == 7
+
+
+def test_loading(tmp_path: Path) -> None:
+    figures = figures_of("loading.py", tmp_path)
+    assert figures["packed_bytes"] > 0
+    packed, mapped = (figures["ways"][name]["bytes"] for name in ("packed from the model", "mapped"))
+    assert packed["own"] > 0 < mapped["own"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "quick.q4_0.gguf"]
+
+
+def test_quantisation_speed(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: quantising needs it")
+    figures = figures_of("quantisation_speed.py", tmp_path)
+    assert figures["samples"] == 2
+    assert min(figures[name] for name in ("seconds", "planned_seconds", "peak_bytes", "planned_bytes")) > 0
+
+
+def test_quantisation_quality(tmp_path: Path) -> None:
+    """One variant on the model that is trained here, in its place a folder that is quick to make."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: quantising needs it")
+    text_is_here()
+    train = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import trained; trained.STEPS = 2; trained.trained_folder(Path(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", train, PROGRAMS, tmp_path], check=True, timeout=100)
+    out = tmp_path / "out.json"
+    command = [
+        sys.executable,
+        PROGRAMS / "quantisation_quality.py",
+        "--model",
+        "trained",
+        "--cache",
+        tmp_path,
+        "--out",
+        out,
+    ]
+    subprocess.run([*command, "int4 rtn"], check=True, timeout=100)
+    (variant,) = json.loads(out.read_text())["figures"]["trained"]["variants"].values()
+    assert 10 < variant["perplexity_before"] < 256  # of 256 bytes, hardly trained
+    assert variant["perplexity"] == pytest.approx(variant["perplexity_before"], rel=0.05)

@@ -50,6 +50,7 @@ def load(
     device: str = "auto",
     engine: str = "auto",
     threads: int = 0,
+    packed: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Opens a model for generation.
@@ -62,6 +63,8 @@ def load(
     device: cpu, or a torch device such as cuda:0; auto takes a GPU where there is one.
     engine: native (CPU) or torch; auto takes the native one where it can run the model.
     threads: of the native engine; 0: as many as the process may use.
+    packed: a file for the native engine's packed weights: written at the first load and mapped at the next ones, which
+        then start at once and share its memory; written again when the model's files or `weights` change.
     progress: called with one line for each step.
     Raises MissingError, FormatError or UsageError with one sentence.
     """
@@ -82,7 +85,9 @@ def load(
         tokenizer = Tokenizer.load(source.tokenizer_path)
     module = _native_engine(source, weights, kv, device, engine)
     if module is not None:
-        backend: Backend = _native_backend(module, source, weights, kv, threads, say)
+        backend: Backend = _native_backend(module, source, weights, kv, threads, Path(packed) if packed else None, say)
+    elif packed:
+        raise UsageError("packed weights are the native engine's, and PyTorch runs here: leave packed out")
     else:
         backend = _torch_backend(source, weights, kv, device, say)
     return Model(
@@ -135,7 +140,7 @@ def _gpu_in_use() -> bool:
 
 
 def _native_backend(
-    module: Any, source: ModelSource, weights: str, kv: str, threads: int, say: Progress
+    module: Any, source: ModelSource, weights: str, kv: str, threads: int, packed: Path | None, say: Progress
 ) -> NativeBackend:
     plan = native_load.slots(source, weights)
     main = plan["layers.0.mlp.down_proj.weight"].format
@@ -144,7 +149,7 @@ def _native_backend(
     say(f"packing the weights as {main}")
     decoder = native_load.decoder(
         module, source, plan, kv=cache, threads=threads, cache_bytes=CACHE_LIMIT_BYTES,
-        tell=lambda share: say(f"packing the weights as {main}: {share:.0%}"),
+        tell=lambda share: say(f"packing the weights as {main}: {share:.0%}"), keep=packed,
     )  # fmt: skip
     return NativeBackend(decoder, source.config, dtype=main, kv=cache, threads=threads)
 

@@ -2,13 +2,15 @@
 
 Stored integers (GGUF's Q4_0, Q4_1, Q8_0 and GPTQ) go in as they are, without a second rounding: four bits also where
 eight are asked for. GGUF's blocks go in straight from the mapped file; everything else is converted row range by row
-range, so the peak is the packed model plus one piece of a tensor.
+range, so the peak is the packed model plus one piece of a tensor. Packed weights may be kept in a file (`packed.py`),
+which the next load maps instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ import numpy.typing as npt
 
 from kiloq.convert.integers import BLOCK, LAYOUTS, Integers
 from kiloq.convert.source import ModelSource
-from kiloq.core.errors import UsageError
+from kiloq.core.errors import KiloqError, UsageError
+from kiloq.generate.packed import PackedFile, packed_file
 from kiloq.model.config import ModelConfig
 
 PIECE_ELEMENTS = 1 << 22  # of a matrix, converted at a time
@@ -89,20 +92,26 @@ def _stored_slot(name: str, rows: int, columns: int, sample: Integers, bits: int
 
 
 class Packer:
-    """Packs matrices into one arena."""
+    """Packs matrices into one arena, or finds them packed in a file."""
 
-    def __init__(self, native: Any, source: ModelSource, plan: dict[str, Slot], threads: int) -> None:
+    def __init__(
+        self, native: Any, source: ModelSource, plan: dict[str, Slot], threads: int, keep: Path | None = None
+    ) -> None:
         self._native, self._source, self._threads = native, source, threads
         sizes = [native.Matrix.bytes(s.rows, s.columns, s.format, s.offset, s.group) for s in plan.values()]
         self.total_bytes = sum(sizes)
-        self.arena = native.Arena(self.total_bytes)
         self.broken: list[str] = []
+        self._file: PackedFile | None = None
+        if keep is not None:
+            self._file = packed_file(keep, source, plan, self.total_bytes, native.PACKED_LAYOUT)
+        self.mapped = self._file is not None and self._file.current
+        self.arena = self._file.mapped(native) if self._file and self.mapped else native.Arena(self.total_bytes)
 
     def matrix(self, slot: Slot) -> Any:
         """The packed matrix; a tensor with NaN or infinity is noted in `broken`."""
         matrix = self._native.Matrix(self.arena, slot.rows, slot.columns, slot.format, slot.offset, slot.group)
         finite = True
-        for first, end in _pieces(slot):
+        for first, end in () if self.mapped else _pieces(slot):
             if slot.blocks is not None:
                 blocks = np.ascontiguousarray(self._source.blocks(slot.name, first, end))
                 finite &= bool(matrix.put_blocks(first, blocks, slot.blocks, self._threads))
@@ -114,6 +123,15 @@ class Packer:
         if not finite:
             self.broken.append(slot.name)
         return matrix
+
+    def keep(self) -> None:
+        """Writes the file, where there is to be one; of broken weights none is kept, so that each load warns of them."""
+        if self._file is None or self.mapped or self.broken:
+            return
+        try:
+            self._file.write(self.arena)
+        except KiloqError as error:
+            self._source.warnings.append(f"the packed weights are not kept: {error}")
 
     def _put_integers(self, matrix: Any, slot: Slot, first: int, end: int) -> bool:
         found = self._source.integers(slot.name, rows=(first, end))
@@ -153,10 +171,13 @@ def _bits(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
 
 def decoder(
     native: Any, source: ModelSource, plan: dict[str, Slot], *, kv: str, threads: int, cache_bytes: int,
-    tell: Callable[[float], None],
+    tell: Callable[[float], None], keep: Path | None = None,
 ) -> Any:  # fmt: skip
-    """The native decoder with the model's weights. `tell` gets the share that is packed, 0 to 1."""
-    packer = Packer(native, source, plan, threads)
+    """The native decoder with the model's weights. `tell` gets the share that is packed, 0 to 1.
+
+    keep: a file of packed weights, mapped where it holds these and else written.
+    """
+    packer = Packer(native, source, plan, threads, keep)
     config = source.config
     vectors = {name: _vector(source, name, packer) for name in source.names() if name not in plan}
     layers = []
@@ -165,6 +186,7 @@ def decoder(
         layers.append(_layer(packer, plan, vectors, config, layer))
         tell((layer + 1) / config.num_layers)
     top = embedding if config.tied_embeddings else packer.matrix(plan["lm_head.weight"])
+    packer.keep()
     source.warn_of_broken(packer.broken)
     head = {"parts": [top], "biases": [None], "order": None}
     return native.Decoder(

@@ -63,6 +63,7 @@ _LOADING: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--device", {"default": "auto", "metavar": "NAME", "help": "auto, cpu, or a torch device such as cuda:0."}),
     ("--engine", {"default": "auto", "metavar": "NAME", "help": "auto, native (CPU) or torch."}),
     ("--threads", {"default": 0, "type": int, "help": "Of the native engine; 0: all cores that may be used."}),
+    ("--packed", {"metavar": "FILE", "help": "Keep the packed weights in FILE and map them the next time."}),
 )
 
 

@@ -279,7 +279,12 @@ void bind_decoder(nb::module_& module) {
     using namespace kiloq;
     nb::class_<Arena>(module, "Arena", "Reserved memory for weights, in huge pages where there are any.")
         .def(nb::init<size_t>(), "bytes"_a)
-        .def_prop_ro("used", &Arena::used);
+        .def_static("mapped", &Arena::mapped, "path"_a, "offset"_a, "bytes"_a)
+        .def_prop_ro("used", &Arena::used)
+        .def_prop_ro("contents", [](const Arena& self) {
+            return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(self.begin(), {self.used()});
+        }, nb::rv_policy::reference_internal, "The bytes that matrices have taken.");
+    module.attr("PACKED_LAYOUT") = kPackedLayout;
     nb::class_<MatrixBuilder>(module, "Matrix", "A weight matrix [rows, columns] in the layout of the kernels.")
         .def("__init__", [](MatrixBuilder* self, Arena& arena, int rows, int columns, const std::string& format, const std::string& offset, int group) {
             new (self) MatrixBuilder(arena, rows, columns, format_of(format), offset_of(offset), group);

@@ -15,6 +15,7 @@
 
 namespace kiloq {
 
+constexpr int kPackedLayout = 1;  // raised when a byte of what follows lies elsewhere: files of packed weights name it
 constexpr int kBlockRows = 16;
 constexpr int kActivationGroup = 32;  // activations that share one scale, as in GGUF's q8_0
 

@@ -100,14 +100,14 @@ def main() -> None:
     """Measures the variants that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"one of: {'; '.join(VARIANTS)}")
-    parser.add_argument("--model", choices=("smollm2", "trained"), nargs="+", default=["smollm2", "trained"])
+    parser.add_argument("--model", choices=("smollm2", "trained"), action="append", help="both, unless named")
     parser.add_argument("--cache", type=Path, default=models.default_folder(), help="keeps the trained model")
     parser.add_argument("--out", type=Path, help="a JSON file instead of one in benchmarks/results")
     options = parser.parse_args()
     if unknown := set(options.variants) - set(VARIANTS):
         parser.error(f"there is no variant {unknown.pop()!r}; there are: {'; '.join(VARIANTS)}")
     figures: dict[str, Any] = {}
-    for model in options.model:
+    for model in options.model or ("smollm2", "trained"):
         source, samples = opened(model, options.cache)
         variants: dict[str, dict[str, Any]] = {}
         for name in options.variants or VARIANTS:

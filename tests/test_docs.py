@@ -60,3 +60,8 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_measured_tables_are_those_of_the_result_files() -> None:
+    check = [sys.executable, str(ROOT / "benchmarks" / "render.py"), "--check"]
+    assert subprocess.run(check, check=False).returncode == 0, "run python benchmarks/render.py"

@@ -91,7 +91,7 @@ def test_speculation(tmp_path: Path) -> None:
 def test_sampling(tmp_path: Path) -> None:
     figures = figures_of("sampling.py", tmp_path)
     assert set(figures["share_of_step"]) == set(figures["steps_per_s"]) - {"logits alone"}
-    assert len(figures["share_of_step"]) == 7
+    assert len(figures["share_of_step"]) == 10
 
 
 def test_loading(tmp_path: Path) -> None:

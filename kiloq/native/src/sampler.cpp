@@ -176,7 +176,7 @@ int Sampler::sample(const float* logits, int vocab, double uniform, std::span<co
         gather(row, top_k, s);
         return draw_from_few(rules_, uniform, s);
     }
-    Weights weights(row, s);
+    Weights weights(row, s, rules_.top_p < 1.0 || rules_.min_p > 0.0);
     if (rules_.top_p < 1.0) weights.keep_nucleus(rules_.top_p);
     if (rules_.min_p > 0.0) weights.keep_from(rules_.min_p);
     return weights.draw(uniform);
@@ -187,7 +187,7 @@ Logprobs log_probabilities(const float* logits, int vocab, int token, int count)
     Scratch& s = scratch();
     Row row{logits, vocab};
     row.top = logits[find_peak(row, s.maxima)];
-    const double shift = static_cast<double>(row.top) + std::log(Weights(row, s).total());
+    const double shift = static_cast<double>(row.top) + std::log(Weights(row, s, false).total());
     Logprobs result{logits[token] - shift, {}};
     count = std::clamp(count, 0, vocab);
     if (count == 0) return result;

@@ -20,12 +20,14 @@ inline float between(float from, float to, float share) { return from * std::pow
 
 class Weights {
 public:
-    Weights(const Row& row, Scratch& s)
-        : row_(row), weights_(s.weights.room(row.vocab)), sums_(s.sums), band_(s.ranked) {
+    // filtered: weights will be taken away; else only the sums are kept, which saves writing and reading the others.
+    Weights(const Row& row, Scratch& s, bool filtered)
+        : row_(row), stride_(filtered ? kSamplingBlock : 0), weights_(s.weights.room(filtered ? row.vocab : kSamplingBlock)),
+          sums_(s.sums), band_(s.ranked) {
         sums_.assign(row.blocks(), 0.0f);
         for (int b = 0; b < row.blocks(); ++b) {
             if (s.maxima[b] / row.temperature - row.top < -87.0f) continue;  // all 0; such blocks are not read again
-            sums_[b] = kernels().sampling.weigh(row.block(b), row.size(b), row.temperature, row.top, block(b));
+            sums_[b] = weigh(b);
         }
     }
 
@@ -55,6 +57,7 @@ public:
             sum += sums_[b];
             if (sum > target) break;
         }
+        if (stride_ == 0) weigh(drawn);
         int token = drawn * kSamplingBlock;
         for (int i = 0; i < row_.size(drawn); ++i) {
             if (block(drawn)[i] <= 0.0f) continue;
@@ -76,7 +79,10 @@ private:
     static constexpr int kMostPasses = 40;    // 36 leave 88 * 0.6^36 < 1e-6 of the widest bracket's logarithm
     static constexpr float kMargin = 1e-6f;   // weights this close, relatively, are compared in double
 
-    float* block(int b) const { return weights_ + b * kSamplingBlock; }
+    float* block(int b) const { return weights_ + b * stride_; }
+    float weigh(int b) const {
+        return kernels().sampling.weigh(row_.block(b), row_.size(b), row_.temperature, row_.top, block(b));
+    }
 
     // A weight from which on there is at least the target, and one from which on there is less, with few between.
     // Each pass tries two thresholds close to where a straight line puts the target, and two farther off, so that at
@@ -142,6 +148,7 @@ private:
     }
 
     const Row& row_;
+    const int stride_;  // 0: all blocks take turns in the memory of one
     float* weights_;
     std::vector<float>& sums_;
     std::vector<Candidate>& band_;

@@ -13,7 +13,6 @@ buffer of the model's size. The floors are in `targets.py`, the models in `model
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -212,11 +211,7 @@ def main() -> int:
             break
     print(table(run.ratios))
     figures = {"ratios": records(run.ratios), **run.figures}
-    if run.options.out:
-        run.options.out.write_text(json.dumps(figures, indent=1) + "\n")
-        print(run.options.out)
-    else:
-        print(record.write("engines", figures))
+    print(record.write("engines", figures, run.options.out))
     return 1 if failures else 0
 
 

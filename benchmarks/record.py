@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def write(name: str, figures: dict[str, Any], out: Path | None = None) -> Path:
     """Writes `out`, or `<date>-<machine>-<name>.json` in the results, and returns its path."""
     record = {
         "name": name,
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(),
         "date": datetime.date.today().isoformat(),
         "machine": _machine(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
@@ -45,6 +46,18 @@ def write(name: str, figures: dict[str, Any], out: Path | None = None) -> Path:
     path = out or RESULTS / f"{record['date']}-{label}-{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _command() -> str:
+    """The command line, but for the folders of this machine, which no figure depends on."""
+    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word in ("--cache", "--out", "--llama"):
+            next(rest, None)
+        else:
+            words.append(shlex.quote(word))
+    return " ".join(words)
 
 
 def _machine() -> dict[str, Any]:

@@ -86,7 +86,7 @@ def activations(figures: Figures) -> str:
 
 def guesses(figures: Figures) -> str:
     """Medians and the worst of both kinds of tasks."""
-    kinds = {True: [], False: []}  # type: dict[bool, list[float]]
+    kinds: dict[bool, list[float]] = {True: [], False: []}
     for one in figures["ratios"]:
         kinds[one["floor"] == COPYING_FLOOR].append(one["ratio"])
     told = {name: kinds[copies] for name, copies in (("copying", True), ("elsewhere", False))}

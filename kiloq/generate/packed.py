@@ -3,7 +3,7 @@
 The file has a page of header (what it is and whose) and then the engine's weights as they lie in memory. It belongs to
 one state of the model's files, one choice of precisions and one layout of the engine, and is written anew for any
 other. It appears by the rename of a file that was synced, so its length says that it is whole. Mapped pages are small
-ones: where huge pages matter (`kiloq doctor` tells), decoding from such a file is slower than from packed memory.
+ones: where huge pages matter, decoding from such a file is slower than from packed memory.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def packed_file(path: Path, source: ModelSource, plan: dict[str, Any], size: int
     parts = [source.path] if source.path.is_file() else sorted(p for p in source.path.iterdir() if p.is_file())
     files = [(part.name, status.st_size, status.st_mtime_ns) for part in parts for status in [part.stat()]]
     forms = [(s.name, s.rows, s.columns, s.format, s.offset, s.group, s.stored) for s in plan.values()]
-    orders = [b"" if slot.order is None else slot.order.tobytes() for slot in plan.values()]
     digest = hashlib.sha256(repr((layout, files, forms)).encode())
-    for order in orders:
-        digest.update(order)
+    for slot in plan.values():
+        digest.update(b"" if slot.order is None else slot.order.tobytes())
     return PackedFile(path, digest.hexdigest(), size)

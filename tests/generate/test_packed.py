@@ -69,7 +69,7 @@ def test_whatever_changes_packs_again(tmp_path: Path, counted: list[str]) -> Non
         "a touched file": lambda: os.utime(model / "model.safetensors", ns=(1, 1)),
         "half a file": lambda: os.truncate(keep, keep.stat().st_size // 2),
         "a file that grew": lambda: keep.write_bytes(keep.read_bytes() + b"x"),
-        "an older layout": lambda: keep.write_bytes(keep.read_bytes()[:30] + b"0" + keep.read_bytes()[31:]),
+        "an older layout": lambda: keep.write_bytes(keep.read_bytes()[:30] + b"x" + keep.read_bytes()[31:]),
         "no file": keep.unlink,
     }
     for name, change in changes.items():

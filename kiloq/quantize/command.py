@@ -34,6 +34,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--method", type=click.Choice(["gptq", "rtn"]), default="gptq", show_default=True,
               help="GPTQ, or round to nearest.")  # fmt: skip
 @click.option("--symmetric/--asymmetric", default=True, show_default=True, help="Without or with zero points.")
+@click.option("--exact-peaks/--reference-peaks", default=None,
+              help="Keep the largest weight of a group exactly [default: for 8 bits], or cut it by half a step as "
+                   "the reference does.")  # fmt: skip
 @click.option("--act-order", is_flag=True, help="Columns with the largest inputs first (desc_act).")
 @click.option("--static-groups", is_flag=True, help="With --act-order: keep groups of neighbouring columns.")
 @click.option("--damping", type=float, default=0.01, show_default=True, help="Share of the Hessian's mean diagonal.")
@@ -89,11 +92,13 @@ def quantize_command(model: str, out: Path, dtype: str | None, dry_run: bool, as
 def _settings(options: dict[str, Any]) -> Settings:
     from kiloq.quantize.settings import Settings
 
+    bits, exact_peaks = int(options["bits"]), options["exact_peaks"]
     return Settings(
         method=options["method"],
-        bits=int(options["bits"]),
+        bits=bits,
         group=int(options["group"]),
         symmetric=options["symmetric"],
+        exact_peaks=bits == 8 and not options["search"] if exact_peaks is None else exact_peaks,
         desc_act=options["act_order"],
         static_groups=options["static_groups"],
         damping=options["damping"],

@@ -5,6 +5,10 @@ A grid is a scale and a zero point: value = scale * (code - zero), codes 0 to 2^
 hundredths while that lowers the sum of |error|^2.4.
 Source: the quantiser of GPTQ (arXiv 2210.17323, IST-DASLab/gptq, quant.py), whose numbers this gives.
 
+That quantiser's ends lie up to half a step off its grid: +m is code 127.5 of 255 and becomes 127, the largest error of
+a group on its largest weight. With `exact_peaks` the step is a little wider instead, so that the end farther from zero
+is a code (but for the rounding of the scale) and the other is not beyond the last: of use where steps are small.
+
 Shapes: R rows (outputs), C columns (inputs), K columns of one group, N groups.
 """
 
@@ -66,12 +70,21 @@ def fit_grid(w_RK: Tensor, settings: Settings) -> Grid:
 
 def _grid(low_R1: Tensor, high_R1: Tensor, settings: Settings) -> Grid:
     top = (1 << settings.bits) - 1
-    scale_R1 = (high_R1 - low_R1) / top
+    if settings.exact_peaks:
+        scale_R1 = _peak_scale(low_R1, high_R1, top, settings.symmetric)
+    else:
+        scale_R1 = (high_R1 - low_R1) / top
     if settings.scale_dtype == "fp16":  # a range too small for it keeps fp16's smallest step
         scale_R1 = scale_R1.half().float().clamp(min=2.0**-24)
     if settings.symmetric:
         return Grid(scale_R1, torch.full_like(scale_R1, (top + 1) / 2), top)
     return Grid(scale_R1, torch.round(-low_R1 / scale_R1).clamp_(0, top), top)
+
+
+def _peak_scale(low_R1: Tensor, high_R1: Tensor, top: int, symmetric: bool) -> Tensor:
+    far_R1, near_R1 = torch.maximum(-low_R1, high_R1), torch.minimum(-low_R1, high_R1)
+    steps_R1 = torch.full_like(far_R1, top // 2) if symmetric else torch.floor(top * (far_R1 / (far_R1 + near_R1)))
+    return far_R1 / steps_R1
 
 
 def _error(w_RK: Tensor, grid: Grid) -> Tensor:

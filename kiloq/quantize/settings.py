@@ -23,6 +23,7 @@ class Settings:
     static_groups: bool = False  # with desc_act: groups of neighbours, so that the file needs no order of columns
     damping: float = 0.01  # added to the Hessian's diagonal, as a share of its mean
     true_sequential: bool = True  # each matrix sees what the quantised ones before it in the same layer give
+    exact_peaks: bool = False  # the largest weight of each group lies on its grid and no weight beyond it
     search: bool = False  # shrink the range of each group where that lowers its own rounding error
     scale_dtype: str = "fp16"  # scales are rounded to it before the codes are chosen: "fp16", or "fp32"
 
@@ -33,5 +34,7 @@ class Settings:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r:.40}: it must be one of {', '.join(map(str, allowed))}"
                 )
+        if self.exact_peaks and self.search:
+            raise UsageError("exact peaks and a search for a smaller range exclude each other: choose one")
         if not 0 < self.damping < 1:
             raise UsageError(f"damping is {self.damping}: a share above 0 and below 1 was expected")

@@ -27,7 +27,8 @@ int length(const Logits& logits) {
 int sample(const kiloq::Sampler& sampler, const Logits& logits, double uniform, const std::vector<int>& banned) {
     const int vocab = length(logits);
     const kiloq::Unlocked unlocked;
-    return sampler.sample(logits.data(), vocab, uniform, banned);
+    std::vector<float> own(logits.data(), logits.data() + vocab);  // others may be reading the array
+    return sampler.sample(own.data(), vocab, uniform, banned);
 }
 
 std::pair<double, std::vector<std::pair<int, double>>> logprobs(const kiloq::Sampler&, const Logits& logits, int token,

@@ -51,6 +51,7 @@ Pass::Pass(const Weights& weights, const CacheLayout& layout, int members, Scrat
     for (size_t r = 0; r < rows_.size(); ++r) {
         const PassRow& part = rows_[r];
         StepRow& row = *part.row;
+        const int first = static_cast<int>(wanted_.size());
         for (int i = 0; i < part.count; ++i) {
             const int index = part.begin + i, from_last = row.count - index;
             if (from_last <= row.wanted) {
@@ -60,7 +61,9 @@ Pass::Pass(const Weights& weights, const CacheLayout& layout, int members, Scrat
             tokens_.push_back({static_cast<int>(r), part.position() + i, row.ids[index]});
         }
         frequencies_.push_back(frequencies(c_, row.alpha));
-        if (row.sampler != nullptr && part.begin + part.count == row.count) drawing_.push_back(&row);
+        if (row.sampler != nullptr && part.begin + part.count == row.count) {
+            drawing_.push_back({&row, first, static_cast<int>(wanted_.size())});
+        }
     }
     for (const Layer& layer : w_.layers) {
         if (!plans_.contains(layer.window)) plans_.emplace(layer.window, plan(layer.window));
@@ -97,6 +100,7 @@ void Pass::prepare_memory() {
     grow(s_.peaks, results);
     grow(s_.totals, results);
     grow(s_.partial, results * layout_.padded_size());
+    if (!drawing_.empty()) grow(s_.maxima, wanted_.size() * sampling_blocks());
 }
 
 // Stage 0 starts, kStages follow for every layer, the last three are the final norm, the head and the samplers.
@@ -123,7 +127,7 @@ void Pass::run(int stage, int piece) {
     if (stage == 0) return begin(piece);
     if (stage == stages() - 3) return norm(s_.x.data() + wanted_[piece].first * width(), w_.final_norm, w_.head, piece);
     if (stage == stages() - 2) return head(piece);
-    if (stage == stages() - 1) return draw(*drawing_[piece]);
+    if (stage == stages() - 1) return draw(drawing_[piece]);
     const int index = (stage - 1) / kStages;
     const Layer& layer = w_.layers[index];
     const AttendPlan& plan = plans_.at(layer.window);
@@ -198,15 +202,22 @@ Activations Pass::encoded(const Linear& linear, int first, int rows) const {
             .outlier_counts = s_.outlier_counts.data() + first, .depth = linear.depth(), .rows = rows};
 }
 
+// The head's pieces are whole blocks of the sampler, so that who makes logits can find their largest.
+int Pass::blocks_at_once(const Linear& linear) const {
+    constexpr int kAligned = kSamplingBlock / kBlockRows;
+    const int at_once = kiloq::blocks_at_once(linear, members_);
+    return &linear == &w_.head ? (at_once + kAligned - 1) / kAligned * kAligned : at_once;
+}
+
 int Pass::matrix_pieces(const Linear& linear) const {
-    const int at_once = blocks_at_once(linear, members_);
+    const int at_once = blocks_at_once(linear);
     return (linear.blocks() + at_once - 1) / at_once;
 }
 
 // One piece of a product: some blocks of outputs, for all rows of x. The target's bias is the map's own.
 void Pass::multiply(const Linear& linear, int first_row, int rows, int piece, const Target& out) {
     const Activations x = encoded(linear, first_row, rows);
-    const int at_once = blocks_at_once(linear, members_);
+    const int at_once = blocks_at_once(linear);
     const int begin = piece * at_once, end = std::min(begin + at_once, linear.blocks());
     int first = 0;
     for (const Matrix& part : linear.parts) {
@@ -247,14 +258,28 @@ void Pass::head(int piece) {
         while (next < rows && wanted_[next].second == wanted_[next - 1].second + stride) ++next;
         multiply(w_.head, first, next - first, piece, {wanted_[first].second, stride, nullptr, false});
     }
+    const int tokens = blocks_at_once(w_.head) * kBlockRows, end = std::min((piece + 1) * tokens, c_.vocab_size);
+    for (const Drawing& drawing : drawing_) {
+        for (int i = drawing.first; i < drawing.end; ++i) {
+            find_maxima(wanted_[i].second, piece * tokens, end, maxima(i).data());
+        }
+    }
 }
 
-void Pass::draw(StepRow& row) {
-    const size_t guesses = row.uniforms.size() - 1, stride = w_.head.width();
-    const float* logits = row.logits + (row.wanted - 1 - guesses) * stride;
+std::span<float> Pass::maxima(int wanted) const {
+    return {s_.maxima.data() + wanted * sampling_blocks(), sampling_blocks()};
+}
+
+void Pass::draw(const Drawing& drawing) {
+    StepRow& row = *drawing.row;
+    const int guesses = static_cast<int>(row.uniforms.size()) - 1, first = drawing.end - 1 - guesses;
+    const size_t stride = w_.head.width();
+    float* logits = row.logits + (row.wanted - 1 - guesses) * stride;
     try {
-        for (size_t i = 0; i <= guesses; ++i) {
-            const int token = row.sampler->sample(logits + i * stride, c_.vocab_size, row.uniforms[i], row.banned);
+        for (int i = 0; i <= guesses; ++i) {
+            std::span<const float> known;  // not of guesses at the end of the pass before
+            if (first + i >= drawing.first) known = maxima(first + i);
+            const int token = row.sampler->sample(logits + i * stride, c_.vocab_size, row.uniforms[i], row.banned, known);
             row.sampler->accept(token);
             row.drawn.push_back(token);
             if (i < guesses && token != row.ids[row.count - guesses + i]) break;

@@ -7,9 +7,11 @@
 
 #include <chrono>
 #include <map>
+#include <span>
 
 #include "decoder.h"
 #include "kernels.h"
+#include "kernels_sampling.h"
 
 namespace kiloq {
 
@@ -25,6 +27,7 @@ struct Scratch {
     std::vector<int32_t> outlier_counts;
     std::vector<float> cosines, sines;
     std::vector<float> peaks, totals, partial;  // attention's results
+    std::vector<float> maxima;                  // of the logits of each token that is wanted, for the sampler
 };
 
 // Some tokens of one row of the step.
@@ -82,7 +85,14 @@ private:
     void norm(const float* x, const std::vector<float>& weight, const Linear& next, int row);
     void activate(const Layer& layer, int at);
     void head(int piece);
-    void draw(StepRow& row);
+    int blocks_at_once(const Linear& linear) const;
+    struct Drawing {
+        StepRow* row;
+        int first, end;  // those of its logits that this pass computes, in wanted_
+    };
+    void draw(const Drawing& drawing);
+    size_t sampling_blocks() const { return (static_cast<size_t>(c_.vocab_size) + kSamplingBlock - 1) / kSamplingBlock; }
+    std::span<float> maxima(int wanted) const;  // of the logits at this place in wanted_
 
     // pass_attention.cpp
     AttendPlan plan(int window) const;
@@ -101,7 +111,7 @@ private:
     std::vector<PassRow> rows_;
     std::vector<Token> tokens_;
     std::vector<std::pair<int, float*>> wanted_;  // token, where its logits go
-    std::vector<StepRow*> drawing_;
+    std::vector<Drawing> drawing_;
     std::map<int, AttendPlan> plans_;             // by window
     std::vector<std::vector<float>> frequencies_;  // of each row
     const std::function<bool()>& interrupted_;

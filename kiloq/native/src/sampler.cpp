@@ -20,19 +20,16 @@ namespace {
 constexpr double kLeastTemperature = 1e-5;  // as in sampling.py
 constexpr int kFewTokens = 4096;            // vocabularies up to this are weighed in double
 
-// Each block's largest logit into `maxima`; returns the lowest id of the largest of all.
-int find_peak(const Row& row, std::vector<float>& maxima) {
-    const SamplingKernels& kernel = kernels().sampling;
-    maxima.resize(row.blocks());
-    int best = -1;
+// The lowest id of the largest logit.
+int find_peak(const Row& row, const std::vector<float>& maxima) {
+    int best = 0;
     for (int b = 0; b < row.blocks(); ++b) {
-        maxima[b] = kernel.largest(row.block(b), row.size(b));
         if (std::isnan(maxima[b])) throw LogitsError();
-        if (best < 0 || maxima[b] > maxima[best]) best = b;
+        if (maxima[b] > maxima[best]) best = b;
     }
-    if (best < 0 || std::isinf(maxima[best])) throw LogitsError();
+    if (row.vocab == 0 || std::isinf(maxima[best])) throw LogitsError();
     std::array<int, kSamplingBlock> places;
-    kernel.find(row.block(best), row.size(best), maxima[best], kInfinity, places.data());
+    kernels().sampling.find(row.block(best), row.size(best), maxima[best], kInfinity, places.data());
     return best * kSamplingBlock + places[0];
 }
 
@@ -108,7 +105,22 @@ void check_id(int64_t token, int vocab) {
                                 std::to_string(vocab) + " tokens: ids start at 0");
 }
 
+// Logits as they were, once it goes out of scope.
+struct PutBack {
+    float* logits;
+    const std::vector<std::pair<int, float>>& unsteered;
+
+    ~PutBack() {
+        for (const auto& [token, logit] : unsteered) logits[token] = logit;
+    }
+};
+
 }  // namespace
+
+void find_maxima(const float* logits, int begin, int end, float* maxima) {
+    for (int at = begin; at < end; at += kSamplingBlock)
+        maxima[at / kSamplingBlock] = kernels().sampling.largest(logits + at, std::min(kSamplingBlock, end - at));
+}
 
 LogitsError::LogitsError()
     : std::runtime_error(
@@ -133,10 +145,20 @@ void Sampler::see(int token, int times) {
     seen_[place->second].times += times;
 }
 
-bool Sampler::steers(std::span<const int> banned) const {
+// Calls visit(token) for every logit that the rules change; a token may come twice.
+template <class Visit>
+void Sampler::visit_steered(int vocab, std::span<const int> banned, Visit visit) const {
+    for (const auto& [token, bias] : rules_.logit_bias)
+        if (token >= 0 && token < vocab) visit(static_cast<int>(token));
     const bool penalises = rules_.presence_penalty != 0.0 || rules_.frequency_penalty != 0.0;
-    return !banned.empty() || !rules_.logit_bias.empty() || (rules_.repetition_penalty != 1.0 && !seen_.empty()) ||
-           (penalises && answered_);
+    for (const Seen& seen : seen_) {
+        check_id(seen.token, vocab);
+        if (rules_.repetition_penalty != 1.0 || (penalises && seen.times > 0)) visit(seen.token);
+    }
+    for (const int token : banned) {
+        check_id(token, vocab);
+        visit(token);
+    }
 }
 
 void Sampler::steer(float* logits, int vocab, std::span<const int> banned) const {
@@ -146,26 +168,38 @@ void Sampler::steer(float* logits, int vocab, std::span<const int> banned) const
     const float presence = static_cast<float>(rules_.presence_penalty);
     const float frequency = static_cast<float>(rules_.frequency_penalty);
     for (const Seen& seen : seen_) {
-        check_id(seen.token, vocab);
         float& logit = logits[seen.token];
         if (rules_.repetition_penalty != 1.0) logit = logit < 0.0f ? logit * repetition : logit / repetition;
         if (seen.times > 0) logit -= presence + frequency * static_cast<float>(seen.times);
     }
-    for (const int token : banned) {
-        check_id(token, vocab);
-        logits[token] = -kInfinity;
-    }
+    for (const int token : banned) logits[token] = -kInfinity;
 }
 
-int Sampler::sample(const float* logits, int vocab, double uniform, std::span<const int> banned) const {
+int Sampler::sample(float* logits, int vocab, double uniform, std::span<const int> banned,
+                    std::span<const float> maxima) const {
+    Scratch& s = scratch();
+    s.maxima.assign(maxima.begin(), maxima.end());
+    if (maxima.empty()) {
+        s.maxima.resize(Row{logits, vocab}.blocks());
+        find_maxima(logits, 0, vocab, s.maxima.data());
+    }
+    s.unsteered.clear();
+    visit_steered(vocab, banned, [&](int token) { s.unsteered.emplace_back(token, logits[token]); });
+    const PutBack put_back{logits, s.unsteered};
+    steer(logits, vocab, banned);
+    // Infinity marks the blocks whose maxima are to be found again.
+    for (const auto& [token, logit] : s.unsteered) s.maxima[token / kSamplingBlock] = kInfinity;
+    for (const auto& [token, logit] : s.unsteered) {
+        const int block = token / kSamplingBlock, begin = block * kSamplingBlock;
+        if (s.maxima[block] == kInfinity) find_maxima(logits, begin, std::min(vocab, begin + kSamplingBlock), s.maxima.data());
+    }
+    return choose(logits, vocab, uniform);
+}
+
+// What `uniform` selects from steered logits, whose maxima lie in the scratch memory.
+int Sampler::choose(const float* logits, int vocab, double uniform) const {
     Scratch& s = scratch();
     Row row{logits, vocab};
-    if (steers(banned)) {
-        float* steered = s.steered.room(vocab);
-        std::copy_n(logits, vocab, steered);
-        steer(steered, vocab, banned);
-        row.logits = steered;
-    }
     const int peak = find_peak(row, s.maxima);
     row.temperature = static_cast<float>(std::max(kLeastTemperature, rules_.temperature));
     row.top = row.scaled(peak);
@@ -186,6 +220,8 @@ Logprobs log_probabilities(const float* logits, int vocab, int token, int count)
     check_id(token, vocab);
     Scratch& s = scratch();
     Row row{logits, vocab};
+    s.maxima.resize(row.blocks());
+    find_maxima(logits, 0, vocab, s.maxima.data());
     row.top = logits[find_peak(row, s.maxima)];
     const double shift = static_cast<double>(row.top) + std::log(Weights(row, s, false).total());
     Logprobs result{logits[token] - shift, {}};

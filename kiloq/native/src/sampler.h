@@ -43,9 +43,11 @@ public:
     // Throws std::out_of_range for a negative token id.
     Sampler(SamplingRules rules, std::span<const int> prompt);
 
-    // The token that `uniform` in [0, 1) selects; banned tokens are impossible. Records nothing. Throws LogitsError,
-    // and std::out_of_range for ids in banned, prompt or answer that are not below vocab (bias ignores such ids).
-    int sample(const float* logits, int vocab, double uniform, std::span<const int> banned = {}) const;
+    // The token that `uniform` in [0, 1) selects; banned tokens are impossible. Records nothing. Logits are changed while
+    // it works, and put back. maxima: those of find_maxima, where the caller has them. Throws LogitsError, and
+    // std::out_of_range for ids in banned, prompt or answer that are not below vocab (bias ignores such ids).
+    int sample(float* logits, int vocab, double uniform, std::span<const int> banned = {},
+               std::span<const float> maxima = {}) const;
 
     // Counts a token of the answer.
     void accept(int token);
@@ -56,8 +58,10 @@ private:
         int times;  // in the answer
     };
 
-    bool steers(std::span<const int> banned) const;
+    template <class Visit>
+    void visit_steered(int vocab, std::span<const int> banned, Visit visit) const;
     void steer(float* logits, int vocab, std::span<const int> banned) const;
+    int choose(const float* logits, int vocab, double uniform) const;
     void see(int token, int times);
 
     SamplingRules rules_;
@@ -65,6 +69,10 @@ private:
     std::unordered_map<int, int> places_;   // token -> place in seen_
     bool answered_ = false;
 };
+
+// The largest logit, NaN where any is, of each kSamplingBlock of logits begin to end - 1 into `maxima` (of all blocks);
+// `begin` is the first of a block.
+void find_maxima(const float* logits, int begin, int end, float* maxima);
 
 // Natural-log probabilities of the raw logits: that of `token` and those of the `count` likeliest.
 Logprobs log_probabilities(const float* logits, int vocab, int token, int count);

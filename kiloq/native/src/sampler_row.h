@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels_sampling.h"
@@ -45,8 +46,9 @@ private:
 };
 
 struct Scratch {
-    Buffer steered, weights;
+    Buffer weights;
     std::vector<float> maxima, sums, order;
+    std::vector<std::pair<int, float>> unsteered;  // tokens and their logits before steering
     std::vector<Candidate> candidates, ranked;
 };
 

@@ -189,9 +189,11 @@ class Traffic:
         return [*each, self.overfull, self.not_numbers, self.reloaded, self.sequences]
 
     def cache_blocks(self) -> int:
-        """In use, of all models that are loaded."""
-        backends = [self.small.backend, *(model.engine.backend for model in (*self.models, self.poisoned))]
-        return sum(backend._decoder.cache_blocks[0] for backend in backends)  # type: ignore[attr-defined]
+        """In use, of all models that are loaded, but for what is kept on purpose."""
+        engines = [self.small, *(model.engine for model in (*self.models, self.poisoned))]
+        for engine in engines:
+            engine.forget()
+        return sum(engine.backend._decoder.cache_blocks[0] for engine in engines)  # type: ignore[attr-defined]
 
     def ids(self, count: int) -> list[int]:
         """A prompt of letters, never the same twice."""
@@ -295,15 +297,13 @@ class Traffic:
         return 2
 
     def overfull(self) -> int:
-        """Together more than the cache holds: the step fails, and all are ended."""
-        params = SamplingParams(max_new_tokens=4)
-        requests = [self.small.submit(self.ids(700), params) for _ in range(4)]
-        expect(ValueError, lambda: [None for _ in iter(self.small.step, False)])
-        for request in requests:
-            self.small.cancel(request)
-        self.small.end_cancelled()
-        self.small.finish(self.small.submit(self.ids(5), params))
-        return len(requests) + 1
+        """Together more than the cache holds: they wait for each other, and go back to the queue."""
+        params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+        requests = [self.small.submit(self.ids(500), params) for _ in range(5)]
+        while self.small.step():
+            pass
+        assert all(len(request.answers[0].ids) == 40 for request in requests)
+        return len(requests)
 
     def not_numbers(self) -> int:
         """Logits that are NaN end a request, and its twins, with an error."""
@@ -328,8 +328,8 @@ class Traffic:
             first = backend.open()
             backend.step([Row(first, self.ids(45), 1.0)])
             twins = [backend.fork(first), backend.fork(backend.fork(first))]
-            backend.step([Row(sequence, self.ids(20), 1.0, want_logits=True) for sequence in (first, *twins)])
-            backend.clear(first)
+            backend.step([Row(sequence, self.ids(20), 1.0, wanted=1) for sequence in (first, *twins)])
+            first.clear()
             backend.logits(self.ids(50))
         return 0  # not requests
 

@@ -195,7 +195,7 @@ class Kiloq:
         from kiloq.generate.backend import Row
 
         sequence = self._backend.open() if sequence is None else sequence
-        self._backend.step([Row(sequence, ids.tolist(), 1.0, wanted)])
+        self._backend.step([Row(sequence, ids.tolist(), 1.0, int(wanted))])
         return sequence
 
 
@@ -212,8 +212,8 @@ class KiloqSequences:
     def step(self, ids: Ids) -> NDArray[np.float32]:
         from kiloq.generate.backend import Row
 
-        rows = [Row(sequence, [token], 1.0, True) for sequence, token in zip(self._current, ids.tolist(), strict=True)]
-        logits: NDArray[np.float32] = self._backend.step(rows)[0].logits_V
+        rows = [Row(sequence, [token], 1.0, 1) for sequence, token in zip(self._current, ids.tolist(), strict=True)]
+        logits: NDArray[np.float32] = self._backend.step(rows)[0].logits_NV[-1]
         return logits
 
 

@@ -61,7 +61,7 @@ def step_ratio(
             for draws, sequence in enumerate(sequences):
                 draw = Draw(sampler, [float(uniforms.random())]) if draws else None
                 start = time.perf_counter()
-                backend.step([Row(sequence, [ids[0]], 1.0, want_logits=draw is None, draw=draw)])
+                backend.step([Row(sequence, [ids[0]], 1.0, wanted=int(draw is None), draw=draw)])
                 took[draws].append(time.perf_counter() - start)
     bare_s.append(statistics.median(took[0]))
     return statistics.median(took[1]) / bare_s[-1]

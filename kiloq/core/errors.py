@@ -8,7 +8,8 @@ of ours.
     |-- UsageError            an option or argument is wrong                                       exit 2
     |-- FormatError           a file is damaged, hostile, or of a kind we do not read              exit 1
     |-- MissingError          a file, asset or optional package is not there                       exit 1
-    `-- ContextError          a prompt does not fit the model's context                            exit 1
+    |-- ContextError          a prompt does not fit the model's context                            exit 1
+    `-- BusyError             too many requests are waiting already                                exit 1
 """
 
 from __future__ import annotations
@@ -36,3 +37,7 @@ class MissingError(KiloqError, FileNotFoundError):
 
 class ContextError(KiloqError, ValueError):
     """A prompt and its answer do not fit the context; the sentence has both numbers."""
+
+
+class BusyError(KiloqError):
+    """The queue is full; the sentence has its length and limit. The same request may be answered later."""

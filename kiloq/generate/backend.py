@@ -17,6 +17,10 @@ from kiloq.core.errors import KiloqError
 from kiloq.generate.samplers import Sampler
 from kiloq.model.config import ModelConfig
 
+PREFILL_CHUNK = (
+    512  # tokens of a prompt in one call; ours: long enough for full matrix speed, short enough to stop soon
+)
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -38,7 +42,7 @@ class Row:
     sequence: Any  # what `open` or `fork` returned
     ids: list[int]
     alpha: float  # dynamic-NTK stretch of the whole sequence
-    want_logits: bool = False  # of the last token
+    wanted: int = 0  # logits of so many of the last tokens
     draw: Draw | None = None  # what follows the last token
 
 
@@ -46,7 +50,7 @@ class Row:
 class Outcome:
     """What a call makes of a row: what was asked for, or why its token could not be picked."""
 
-    logits_V: NDArray[np.float32] | None = None
+    logits_NV: NDArray[np.float32] | None = None  # of the last N tokens
     tokens: tuple[int, ...] = ()
     error: KiloqError | None = None
 
@@ -59,15 +63,19 @@ class Backend(Protocol):
     dtype: str
     device: str
     takes_guesses: bool  # whether a Draw may have several uniform numbers
+    exact_cuts: bool  # whether a row's bits do not depend on how its tokens were cut into calls
+    block_tokens: int  # tokens of a block of the cache, all layers together
+    block_bytes: int
+    cache_limit_bytes: int
 
-    def open(self) -> Any:
-        """A new, empty sequence."""
+    def open(self, pages: Sequence[Any] = ()) -> Any:
+        """A new sequence: empty, or with the tokens of pages. None where a window needs what the pages lack."""
+
+    def page(self, sequence: Any, index: int) -> Any:
+        """What the cache holds of block `index` of a sequence, for others that begin with the same tokens."""
 
     def fork(self, sequence: Any) -> Any:
         """A copy of a sequence and its cache."""
-
-    def clear(self, sequence: Any) -> None:
-        """Forgets the sequence's tokens, so that it can be run again with another alpha."""
 
     def step(self, rows: list[Row]) -> list[Outcome]:
         """Runs all rows."""
@@ -76,13 +84,14 @@ class Backend(Protocol):
         """Logits [T, V] of all positions in one uncached pass."""
 
 
-def drawn(row: Row, logits_V: NDArray[np.float32] | None) -> Outcome:
-    """The outcome of a row whose last token has these logits, for a backend that does not draw by itself."""
-    if row.draw is None or logits_V is None:
-        return Outcome(logits_V if row.want_logits else None)
+def drawn(row: Row, logits_NV: NDArray[np.float32] | None) -> Outcome:
+    """The outcome of a row whose last tokens have these logits, for a backend that does not draw by itself."""
+    given_NV = logits_NV if row.wanted else None
+    if row.draw is None or logits_NV is None:
+        return Outcome(given_NV)
     try:
-        token = row.draw.sampler.sample(logits_V, row.draw.uniforms[0], list(row.draw.banned))
+        token = row.draw.sampler.sample(logits_NV[-1], row.draw.uniforms[0], list(row.draw.banned))
     except KiloqError as error:
         return Outcome(error=error)
     row.draw.sampler.accept(token)
-    return Outcome(logits_V if row.want_logits else None, (token,))
+    return Outcome(given_NV, (token,))

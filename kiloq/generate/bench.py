@@ -60,7 +60,7 @@ def measure(backend: Backend, prompt_tokens: int, repeat: int) -> dict[str, floa
 
     def prefill() -> float:
         prompt = ids(prompt_tokens)
-        return prompt_tokens / _seconds(lambda: backend.step([Row(backend.open(), prompt, 1.0, want_logits=True)]))
+        return prompt_tokens / _seconds(lambda: backend.step([Row(backend.open(), prompt, 1.0, wanted=1)]))
 
     def decode(streams: int) -> float:
         sequences = [backend.open() for _ in range(streams)]
@@ -68,7 +68,7 @@ def measure(backend: Backend, prompt_tokens: int, repeat: int) -> dict[str, floa
         steps, seconds = 0, 0.0
         room = backend.config.max_length - 8
         while seconds < LEAST_S and steps < room:
-            rows = [Row(sequence, ids(1), 1.0, want_logits=True) for sequence in sequences]
+            rows = [Row(sequence, ids(1), 1.0, wanted=1) for sequence in sequences]
             seconds += _seconds(lambda rows=rows: backend.step(rows))  # type: ignore[misc]
             steps += 1
         return streams * steps / seconds

@@ -1,9 +1,10 @@
 """The engine: requests in, events out, one step at a time, on any backend.
 
-The life of a request: (1) `submit` checks that the prompt fits and opens a sequence; (2) each `step` feeds every
-waiting prompt one chunk and every running answer one token, in one backend call; (3) a finished prompt forks into its
-n answers; (4) each answer's next token is drawn, in that same call, and checked for an end; (5) its token becomes
-text that is complete UTF-8 and free of stop strings; (6) a finished answer frees its sequence and leaves a Completion.
+The life of a request: (1) `submit` checks that it can be answered and puts its answers into the queue; (2) each `step`
+plans (`scheduler.py`) which of them get how many tokens, and runs them in one backend call; (3) a finished prompt forks
+into its n answers; (4) each answer's next token is drawn, in that same call, and checked for an end; (5) its token
+becomes text that is complete UTF-8 and free of stop strings (`answers.py`); (6) a finished answer frees its place in
+the cache, leaves what others may use of it, and a Completion.
 
 Dynamic NTK belongs to the request: before a token is fed, the alpha of the length it makes is compared with the one
 its cache was built with; when it differs the cache is forgotten and the whole sequence run again, so that every
@@ -20,132 +21,83 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kiloq.core.errors import ContextError, UsageError
+from kiloq.core.errors import BusyError, ContextError, UsageError
+from kiloq.generate.answers import Writer
 from kiloq.generate.backend import Backend, Draw, Outcome, Row, drawn
 from kiloq.generate.params import SamplingParams
-from kiloq.generate.records import Completion, FinishReason, Timings, TokenLogprob, Usage
-from kiloq.generate.samplers import Sampler, make_sampler
+from kiloq.generate.requests import Answer, Constraint, Request, Vocabulary
+from kiloq.generate.samplers import make_sampler
+from kiloq.generate.scheduler import MOST_RUNNING, Scheduler
 from kiloq.generate.speculate import PromptLookup
 from kiloq.generate.stop import StopMatcher
-from kiloq.model.ntk import ntk_alpha
 
-PREFILL_CHUNK = 512  # ours: long enough for full matrix speed, short enough to stop within a moment
 GLANCE_S = 0.02  # how often a thread that waits for another's step looks for what has come for it
-
-
-class Decoder(Protocol):
-    """Turns ids into text pieces that are complete UTF-8."""
-
-    def push(self, token: int) -> str:
-        """Text that became complete with this token; UsageError, and no change, when it has no text."""
-
-    def flush(self) -> str:
-        """What is left at the end."""
-
-
-class Vocabulary(Protocol):
-    """The part of a tokenizer that the engine uses."""
-
-    def stream(self, *, skip_special: bool = False, continues: bool = False) -> Decoder:
-        """A fresh decoder; `continues` keeps a leading space that some vocabularies put before every text."""
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; UsageError when it has no text."""
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt with its parameters; the answers appear in `answers`, one for each of n."""
-
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    seed: int
-    submitted_s: float
-    answers: list[Answer] = field(default_factory=list)
-    error: Exception | None = None  # what ended it, when it could not be answered
-
-    @property
-    def done(self) -> bool:
-        """True when every answer has a Completion."""
-        return all(answer.completion is not None for answer in self.answers)
-
-
-@dataclass(eq=False)
-class Answer:
-    """One of the n answers of a request, while it is being made and after."""
-
-    request: Request
-    index: int
-    pieces: deque[str] = field(default_factory=deque)  # text that was not taken yet
-    completion: Completion | None = None
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    cancelled: bool = False
-    sequence: Any = None
-    fed: int = 0  # tokens of prompt + ids that are in the sequence's cache
-    alpha: float = 1.0
-    first_token_s: float = 0.0
-    decoder: Decoder | None = None
-    stops: StopMatcher | None = None
-    sampler: Sampler | None = None
-    random: np.random.Generator | None = None  # None: greedy
-    uniforms: deque[float] = field(
-        default_factory=deque
-    )  # of the next tokens; one is used up by a token, not by a step
-    lookup: PromptLookup | None = None
-    guess: list[int] = field(default_factory=list)  # in the row that is being run
-
-    def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.request.prompt) + len(self.ids)
-
-    def tokens(self, start: int, end: int) -> list[int]:
-        """Part of prompt and answer laid end to end."""
-        prompt = self.request.prompt
-        if start >= len(prompt):
-            return self.ids[start - len(prompt) : end - len(prompt)]
-        return [*prompt, *self.ids][start:end]
+MOST_GUESSING = 2  # answers at once: in larger batches a guess costs as much as a token that is sure
 
 
 class Engine:
     """Runs requests on one backend; threads may share it."""
 
-    def __init__(self, backend: Backend, vocabulary: Vocabulary | None, eos_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        vocabulary: Vocabulary | None,
+        eos_ids: Iterable[int],
+        *,
+        cache_bytes: int | None = None,
+        most_running: int = MOST_RUNNING,
+        most_waiting: int | None = None,
+    ) -> None:
+        """cache_bytes: of keys and values, all of which may be kept for reuse; most_running: answers in one step;
+        most_waiting: beyond it `submit` raises BusyError."""
         self.backend = backend
+        self.scheduler = Scheduler(backend, cache_bytes=cache_bytes, most_running=most_running)
         self._vocabulary = vocabulary
-        self._eos_ids = frozenset(eos_ids)
-        self._running: list[Answer] = []
+        self._most_waiting = most_waiting
+        self._writer = Writer(vocabulary, eos_ids, self.max_length)
         self._lock = threading.RLock()  # held by the thread that makes a step
 
-    def submit(self, prompt: list[int], params: SamplingParams, *, continues: bool = False) -> Request:
-        """Queues a request; raises ContextError or UsageError when it cannot be run.
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt and its answer: the model's context, or what the whole cache holds."""
+        return self.scheduler.max_length
+
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        continues: bool = False,
+        constraint: Constraint | None = None,
+        notify: Callable[[], None] | None = None,
+    ) -> Request:
+        """Queues a request; raises ContextError, UsageError or BusyError when it cannot be run.
 
         continues: the answer goes on with the prompt's text, instead of being a text of its own as in a chat.
+        notify: called after each step that changed the request, by the thread that made the step.
         """
         self._check(prompt, params)
+        waiting = len(self.scheduler.waiting)
+        if self._most_waiting is not None and waiting and waiting + params.n > self._most_waiting:
+            raise BusyError(f"{waiting} answers are waiting and the limit is {self._most_waiting}: try again later")
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
-        request = Request(tuple(prompt), params, seed, time.perf_counter())
-        first = Answer(request, 0, sequence=self.backend.open())
-        first.alpha = self._alpha(first, len(prompt))
-        request.answers = [first, *(Answer(request, index) for index in range(1, params.n))]
+        request = Request(tuple(prompt), params, seed, time.perf_counter(), notify=notify)
         sampler = make_sampler(params, prompt)
-        for answer in request.answers:
+        for index in range(params.n):
+            answer = Answer(request, index, sampler.fork(), StopMatcher(params.stop))
             if self._vocabulary is not None:
                 answer.decoder = self._vocabulary.stream(skip_special=True, continues=continues)
-            answer.stops = StopMatcher(params.stop)
-            answer.sampler = sampler.fork()
+            if constraint is not None:
+                answer.constraint = constraint.fork()
             if params.temperature:  # greedy draws nothing, and need not wait for numpy.random to be imported
-                key = np.array([seed, answer.index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
+                key = np.array([seed, index], dtype=np.uint64)  # NumPy makes a list with 2**63 a list of floats
                 answer.random = np.random.Generator(np.random.Philox(key=key))
-        self._running.append(first)
+            request.answers.append(answer)
+        self.scheduler.enqueue(request.answers)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -156,8 +108,11 @@ class Engine:
     def end_cancelled(self) -> None:
         """Ends the cancelled answers now, without a step."""
         with self._lock:
-            for answer in [a for a in self._running if a.cancelled]:
-                self._cancel(answer)
+            for answer in self.scheduler.live():
+                if answer.cancelled:
+                    self._writer.finish(answer, "cancelled")
+                    self.scheduler.remove(answer)
+                    self._notify([answer])
 
     def advance(self, request: Request) -> None:
         """Brings a request that is not done further: one step, or a moment's wait while another thread makes one.
@@ -188,37 +143,18 @@ class Engine:
             raise request.error
 
     def step(self) -> bool:
-        """Feeds every live answer once; False when there is nothing left to do."""
+        """Feeds the live answers once; False when there is nothing left to do."""
         with self._lock:
             self.end_cancelled()
-            live = list(self._running)
-            if live:
-                self._feed(live)
-            return bool(live)
+            work = self.scheduler.plan()
+            if work:
+                self._feed(work)
+            return bool(work)
 
-    def _feed(self, live: list[Answer]) -> None:
-        behind = deque(live)  # their caches may be ahead of what they know
-        try:
-            rows = [self._next_row(answer) for answer in live]
-            for row, outcome in zip(rows, self.backend.step(rows), strict=True):
-                answer = behind.popleft()
-                answer.fed += len(row.ids) - len(answer.guess) + max(len(outcome.tokens) - 1, 0)
-                if (row.want_logits or row.draw is not None) and answer.completion is None:
-                    self._continue_or_fail(answer, outcome)
-        except BaseException:
-            for answer in behind:
-                answer.sequence, answer.fed = self.backend.open(), 0
-            raise
-
-    def _continue_or_fail(self, answer: Answer, outcome: Outcome) -> None:
-        try:
-            self._continue(answer, outcome)
-        except BaseException as error:
-            self.cancel(answer.request)
-            if not isinstance(error, Exception):
-                raise
-            answer.request.error = error
-            self.end_cancelled()
+    def forget(self) -> None:
+        """Empties the cache of what ended answers have left for others."""
+        with self._lock:
+            self.scheduler.forget()
 
     def check_ids(self, ids: Iterable[int]) -> None:
         """Raises UsageError for an id that is not a row of the embedding."""
@@ -228,158 +164,120 @@ class Engine:
                 raise UsageError(f"token id {token} is outside the model's vocabulary of {vocabulary}")
 
     def _check(self, prompt: list[int], params: SamplingParams) -> None:
-        limit = self.backend.config.max_length
         if not prompt:
             raise UsageError("the prompt is empty: give at least one token")
-        if len(prompt) >= limit:
+        if len(prompt) >= self.max_length:
             raise ContextError(
-                f"the prompt has {len(prompt)} tokens and the model's context is {limit}: "
+                f"the prompt has {len(prompt)} tokens and the model's context is {self.max_length}: "
                 "shorten the prompt so that there is room for an answer"
             )
         self.check_ids((*prompt, *params.stop_ids, *params.logit_bias))
         if params.stop and self._vocabulary is None:
             raise UsageError("stop strings need a tokenizer, and this model has none: use stop_ids")
 
-    def _alpha(self, answer: Answer, length: int) -> float:
-        config = self.backend.config
-        frozen = answer.request.params.ntk == "frozen"
-        length = len(answer.request.prompt) if frozen else length
-        return ntk_alpha(length, config.train_length) if config.dynamic_ntk else 1.0
+    def _feed(self, work: list[tuple[Answer, int]]) -> None:
+        behind = deque(answer for answer, _ in work)  # their caches may be ahead of what they know
+        began = time.perf_counter()
+        try:
+            rows = [self._row(answer, end) for answer, end in work]
+            outcomes = self.backend.step(rows)
+            self.scheduler.took(sum(len(row.ids) for row in rows), time.perf_counter() - began)
+            for row, outcome in zip(rows, outcomes, strict=True):
+                answer = behind[0]
+                self.scheduler.fed(answer, len(row.ids) - len(answer.guess) + max(len(outcome.tokens) - 1, 0))
+                behind.popleft()
+                if row.wanted or row.draw is not None:
+                    self._continue_or_fail(answer, row, outcome)
+        except BaseException:
+            self.scheduler.restart(reversed(behind))
+            raise
+        finally:
+            self._notify(answer for answer, _ in work)
 
-    def _next_row(self, answer: Answer) -> Row:
-        alpha = self._alpha(answer, answer.length())
-        if alpha != answer.alpha:
-            self.backend.clear(answer.sequence)
-            answer.alpha, answer.fed = alpha, 0
-        end = min(answer.fed + PREFILL_CHUNK, answer.length())
+    def _notify(self, answers: Iterable[Answer]) -> None:
+        for request in {id(answer.request): answer.request for answer in answers}.values():
+            if request.notify is not None:
+                request.notify()
+
+    def _row(self, answer: Answer, end: int) -> Row:
         ids = answer.tokens(answer.fed, end)
+        params = answer.request.params
+        answer.guess = []
+        scored = params.prompt_logprobs is not None and answer.index == 0 and not answer.ids
+        wanted = len(ids) if scored else 0
         if end < answer.length():
-            return Row(answer.sequence, ids, alpha)
-        shared = not answer.ids and answer.index == 0 and answer.request.params.n > 1  # its twins draw from them too
-        with_logits = shared or answer.request.params.logprobs is not None
-        answer.guess = [] if with_logits else self._guess(answer)
-        draw = None if shared else self._draw(answer)
-        return Row(answer.sequence, [*ids, *answer.guess], alpha, want_logits=with_logits, draw=draw)
+            return Row(answer.sequence, ids, answer.alpha, wanted=wanted)
+        shared = not answer.ids and answer.index == 0 and params.n > 1  # its twins draw from them too
+        picked = shared or answer.constraint is not None  # by `_pick`
+        if picked or params.logprobs is not None:
+            wanted = max(wanted, 1)
+        elif not wanted:
+            answer.guess = self._guess(answer)
+        draw = None if picked else self._draw(answer)
+        return Row(answer.sequence, [*ids, *answer.guess], answer.alpha, wanted=wanted, draw=draw)
 
     def _guess(self, answer: Answer) -> list[int]:
         """Tokens that may follow, as far as they can be verified: within the limits, at the same NTK stretch."""
-        params, config = answer.request.params, self.backend.config
-        if not params.max_draft_tokens or not self.backend.takes_guesses or len(answer.ids) < params.min_new_tokens:
+        params = answer.request.params
+        few = len(self.scheduler.running) <= MOST_GUESSING and self.backend.takes_guesses
+        if not params.max_draft_tokens or not few or len(answer.ids) < params.min_new_tokens:
+            answer.lookup = None  # what it does not see pushed it would not know
             return []
         if answer.lookup is None:
             answer.lookup = PromptLookup([*answer.request.prompt, *answer.ids])
-        room = min(params.max_new_tokens - len(answer.ids), config.max_length - answer.length()) - 1
+        room = min(params.max_new_tokens - len(answer.ids), self.max_length - answer.length()) - 1
         guess = answer.lookup.guess(min(room, params.max_draft_tokens))
-        while guess and self._alpha(answer, answer.length() + len(guess)) != answer.alpha:
+        while guess and self.scheduler.alpha(answer, answer.length() + len(guess)) != answer.alpha:
             guess.pop()
-        return guess
+        return guess[: self.scheduler.room(answer, len(guess))]
 
     def _draw(self, answer: Answer) -> Draw:
         params = answer.request.params
-        assert answer.sampler is not None
         while len(answer.uniforms) <= len(answer.guess):
             answer.uniforms.append(float(answer.random.random()) if answer.random else 0.0)
         vocabulary = self.backend.config.vocab_size
-        banned = [*self._eos_ids, *params.stop_ids] if len(answer.ids) < params.min_new_tokens else []
+        early = len(answer.ids) < params.min_new_tokens
+        banned = [*self._writer.eos_ids, *params.stop_ids] if early else []
         uniforms = [answer.uniforms[i] for i in range(len(answer.guess) + 1)]
         return Draw(answer.sampler, uniforms, [token for token in banned if token < vocabulary])
 
-    def _continue(self, answer: Answer, outcome: Outcome) -> None:
+    def _continue_or_fail(self, answer: Answer, row: Row, outcome: Outcome) -> None:
+        try:
+            self._continue(answer, row, outcome)
+        except BaseException as error:
+            self.cancel(answer.request)
+            if not isinstance(error, Exception):
+                raise
+            answer.request.error = error
+            self.end_cancelled()
+
+    def _continue(self, answer: Answer, row: Row, outcome: Outcome) -> None:
         request = answer.request
+        if request.params.prompt_logprobs is not None and answer.index == 0 and not answer.ids:
+            begin = answer.fed - len(row.ids) + 1
+            del request.prompt_logprobs[begin - 1 :]  # it may have been put back in the middle
+            tokens = request.prompt[begin : answer.fed + 1]
+            assert outcome.logits_NV is not None
+            self._writer.score(request, tokens, outcome.logits_NV[: len(tokens)])
+            if answer.fed < answer.length():
+                return
         if not answer.ids:
             answer.first_token_s = time.perf_counter()
             for twin in request.answers[1:] if answer.index == 0 else []:
-                if twin.sequence is None and not twin.cancelled:
-                    twin.sequence = self.backend.fork(answer.sequence)
-                    twin.fed, twin.alpha, twin.first_token_s = answer.fed, answer.alpha, answer.first_token_s
-                    self._running.append(twin)
+                if not twin.ids and twin.sequence is None and not twin.cancelled and self.scheduler.fork(answer, twin):
+                    twin.first_token_s = answer.first_token_s
                     self._take(twin, self._pick(twin, outcome))
         self._take(answer, outcome if outcome.tokens or outcome.error else self._pick(answer, outcome))
 
-    def _pick(self, answer: Answer, outcome: Outcome) -> Outcome:
-        """The answer's own token from logits that several answers share."""
-        return drawn(Row(None, [], answer.alpha, want_logits=True, draw=self._draw(answer)), outcome.logits_V)
-
     def _take(self, answer: Answer, outcome: Outcome) -> None:
-        """The next token is known, or the next few: shows them."""
-        if outcome.error is not None:
-            raise outcome.error
-        count, sampler = answer.request.params.logprobs, answer.sampler
-        if answer.lookup is not None:
-            if answer.guess:
-                answer.lookup.learn(len(answer.guess), len(outcome.tokens) - 1)
-            for token in outcome.tokens:
-                answer.lookup.push(token)
-        for token in outcome.tokens:
-            if count is not None and outcome.logits_V is not None and sampler is not None:
-                answer.logprobs.append(self._logprob(sampler, outcome.logits_V, token, count))
-            answer.uniforms.popleft()
-            answer.ids.append(token)
-            self._emit(answer, token)
-            if answer.completion is not None:  # what was drawn behind the end is not part of the answer
-                return
+        self._writer.take(answer, outcome)
+        if answer.completion is not None:
+            self.scheduler.remove(answer)
 
-    def _emit(self, answer: Answer, token: int) -> None:
-        """Turns the newest token into text, and ends the answer where it must end."""
-        params, stops = answer.request.params, answer.stops
-        assert stops is not None
-        ended = token in params.stop_ids or (token in self._eos_ids and not params.ignore_eos)
-        if not ended and answer.decoder is not None:
-            self._show(answer, stops.push(self._text(answer.decoder, token)))
-        if ended or stops.stopped:
-            self._finish(answer, "stop")
-        elif len(answer.ids) >= params.max_new_tokens or answer.length() >= self.backend.config.max_length:
-            self._finish(answer, "length")
-
-    def _show(self, answer: Answer, piece: str) -> None:
-        if piece:
-            answer.text += piece
-            answer.pieces.append(piece)
-
-    def _finish(self, answer: Answer, reason: FinishReason) -> None:
-        assert answer.stops is not None
-        if answer.decoder is not None:
-            self._show(answer, answer.stops.push(answer.decoder.flush()))
-            self._show(answer, answer.stops.flush())
-        if answer.stops.stopped:
-            reason = "stop"
-        request, now = answer.request, time.perf_counter()
-        first_s = answer.first_token_s or now
-        answer.completion = Completion(
-            text=answer.text,
-            ids=tuple(answer.ids),
-            finish_reason=reason,
-            usage=Usage(len(request.prompt), len(answer.ids)),
-            timings=Timings(
-                len(request.prompt), first_s - request.submitted_s, max(len(answer.ids) - 1, 0), now - first_s
-            ),
-            seed=request.seed,
-            logprobs=tuple(answer.logprobs) if request.params.logprobs is not None else None,
-            index=answer.index,
-        )
-        answer.sequence = None
-        if answer in self._running:
-            self._running.remove(answer)
-
-    def _cancel(self, answer: Answer) -> None:
-        self._finish(answer, "cancelled")
-        for twin in answer.request.answers:  # those that wait for this one's prompt will never start
-            if twin.completion is None and twin not in self._running:
-                self._finish(twin, "cancelled")
-
-    def _logprob(self, sampler: Sampler, logits_V: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
-        own, best = sampler.logprobs(logits_V, token, count)
-        top = tuple(TokenLogprob(other, self._bytes(other), logprob) for other, logprob in best)
-        return TokenLogprob(token, self._bytes(token), own, top)
-
-    def _text(self, decoder: Decoder, token: int) -> str:
-        try:
-            return decoder.push(token)
-        except UsageError:  # a row that only pads the embedding: random weights choose such
-            return ""
-
-    def _bytes(self, token: int) -> bytes:
-        try:
-            return self._vocabulary.token_bytes(token) if self._vocabulary else b""
-        except UsageError:
-            return b""
+    def _pick(self, answer: Answer, outcome: Outcome) -> Outcome:
+        """The answer's own token from logits that it may share with others, or that a constraint changes first."""
+        assert outcome.logits_NV is not None
+        logits_V = np.ascontiguousarray(outcome.logits_NV[-1])
+        own_V = logits_V if answer.constraint is None else answer.constraint.apply(logits_V)
+        picked = drawn(Row(None, [], answer.alpha, draw=self._draw(answer)), own_V[None])
+        return Outcome(outcome.logits_NV, picked.tokens, picked.error)

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from kiloq.core.errors import UsageError
 from kiloq.generate.arguments import conversation, token_ids
 from kiloq.generate.backend import Backend
-from kiloq.generate.engine import Engine, Request
+from kiloq.generate.engine import Engine
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.records import Completion
+from kiloq.generate.requests import Request
 from kiloq.model.config import ModelConfig
 from kiloq.tokenize.chatml import Message
 from kiloq.tokenize.tokenizer import Tokenizer

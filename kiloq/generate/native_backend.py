@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,36 +29,45 @@ class NativeBackend:
     name = "native"
     device = "cpu"
     takes_guesses = True
+    exact_cuts = True
 
     def __init__(self, decoder: Any, config: ModelConfig, *, dtype: str, kv: str, threads: int) -> None:
         self._decoder = decoder
+        self.block_tokens: int = decoder.block_tokens
+        self.block_bytes: int = decoder.cache_block_bytes * config.num_layers
+        self.cache_limit_bytes: int = decoder.cache_limit_bytes
         self._process = os.getpid()
         self.config = config
         self.dtype = dtype
         self.kv = kv
         self.threads = threads
 
-    def open(self) -> Any:
-        """A new, empty sequence."""
-        return self._decoder.open()
+    def open(self, pages: Sequence[Any] = ()) -> Any:
+        """A new sequence, empty or with the tokens of pages; None where a layer's window has let go what it needs."""
+        return self._decoder.open(list(pages))
+
+    def page(self, sequence: Any, index: int) -> Any:
+        """A block of a sequence, which stays in the cache as long as the page does."""
+        return sequence.page(index)
 
     def fork(self, sequence: Any) -> Any:
         """A copy of a sequence that shares its cache until one of them writes."""
         return sequence.fork()
-
-    def clear(self, sequence: Any) -> None:
-        """Forgets the sequence's tokens."""
-        sequence.clear()
 
     def step(self, rows: list[Row]) -> list[Outcome]:
         """Runs all rows, and draws the tokens that are asked for."""
         given = []
         for row in rows:
             draw = row.draw and (row.draw.sampler, list(row.draw.uniforms), list(row.draw.banned))
-            given.append((row.sequence, row.ids, row.alpha, int(row.want_logits), draw))
+            given.append((row.sequence, row.ids, row.alpha, row.wanted, draw))
         logits_NV, drawn = self._run(given)
-        wanted = iter(logits_NV)
-        return [_outcome(row, wanted, tokens) for row, tokens in zip(rows, drawn, strict=True)]
+        outcomes, begin = [], 0
+        for row, tokens in zip(rows, drawn, strict=True):
+            own_NV = logits_NV[begin : begin + row.wanted] if row.wanted else None
+            begin += row.wanted
+            failed = row.draw is not None and not tokens
+            outcomes.append(Outcome(error=KiloqError(NOT_NUMBERS)) if failed else Outcome(own_NV, tokens))
+        return outcomes
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits [T, V] of all positions in one uncached pass."""
@@ -81,10 +90,3 @@ class NativeBackend:
         interruptible = threading.current_thread() is threading.main_thread()  # only there do signals arrive
         logits_NV, drawn = self._decoder.step(given, interruptible)
         return logits_NV[:, : self.config.vocab_size], drawn
-
-
-def _outcome(row: Row, wanted: Iterator[NDArray[np.float32]], tokens: tuple[int, ...]) -> Outcome:
-    logits_V = next(wanted) if row.want_logits else None
-    if row.draw is None:
-        return Outcome(logits_V)
-    return Outcome(logits_V, tokens) if tokens else Outcome(error=KiloqError(NOT_NUMBERS))

@@ -35,9 +35,10 @@ _WHOLE = {
     "n": (1, MAX_CHOICES),
     "seed": (0, (1 << 64) - 1),
     "logprobs": (0, MAX_TOP_LOGPROBS),
+    "prompt_logprobs": (0, MAX_TOP_LOGPROBS),
     "max_draft_tokens": (0, MAX_DRAFT),
 }
-_OPTIONAL = ("seed", "logprobs")  # None is a value of theirs
+_OPTIONAL = ("seed", "logprobs", "prompt_logprobs")  # None is a value of theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class SamplingParams:
     min_new_tokens: int = 0  # end tokens are impossible before
     n: int = 1  # independent answers to one prompt
     logprobs: int | None = None  # None: none; k: each token's log-probability and those of the k likeliest
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens from the second on
     ntk: Literal["exact", "frozen"] = "exact"  # frozen: the rotary base of the prompt's length stays (as in 2023)
     ignore_eos: bool = False  # go on past the model's own end tokens
     max_draft_tokens: int = 15  # guessed from repeated text in one step, where that is faster; same answer; 0: none

@@ -14,6 +14,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt's, that had been left in the cache by others
 
     @property
     def total_tokens(self) -> int:

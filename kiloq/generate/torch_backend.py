@@ -7,14 +7,16 @@ pass would let a request's last bits depend on its batch mates; the native engin
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kiloq.core.errors import UsageError
-from kiloq.generate.backend import Outcome, Row, drawn
+from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row, drawn
 from kiloq.model.cache import KVCache
+from kiloq.model.flops import cache_bytes
 from kiloq.model.network import Network
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -25,6 +27,9 @@ class TorchBackend:
 
     name = "torch"
     takes_guesses = False
+    exact_cuts = False  # the same as with batches: so blocks are as long as chunks, and computed in one call
+    block_tokens = PREFILL_CHUNK
+    cache_limit_bytes = 1 << 40
 
     def __init__(self, network: Network, *, cache_dtype: torch.dtype | None = None) -> None:
         self._network = network.eval()
@@ -32,21 +37,25 @@ class TorchBackend:
         self._torch_device = weight.device
         self._cache_dtype = cache_dtype or weight.dtype
         self._process = os.getpid()
+        self.block_bytes = cache_bytes(network.config, self.block_tokens, DTYPES[self._cache_dtype])
         self.config = network.config
         self.dtype = DTYPES[weight.dtype]
         self.device = str(weight.device)
 
-    def open(self) -> KVCache:
-        """A new, empty sequence."""
-        return KVCache(self.config, 1, dtype=self._cache_dtype, device=self._torch_device)
+    def open(self, pages: Sequence[KVCache] = ()) -> KVCache:
+        """A new sequence, empty or with the tokens of pages."""
+        sequence = KVCache(self.config, 1, dtype=self._cache_dtype, device=self._torch_device)
+        for page in pages:
+            sequence.append(page)
+        return sequence
+
+    def page(self, sequence: KVCache, index: int) -> KVCache:
+        """A copy of a block of a sequence."""
+        return sequence.part(index * self.block_tokens, (index + 1) * self.block_tokens)
 
     def fork(self, sequence: KVCache) -> KVCache:
         """A copy of a sequence and its cache."""
         return sequence.fork()
-
-    def clear(self, sequence: KVCache) -> None:
-        """Forgets the sequence's tokens."""
-        sequence.clear()
 
     @torch.inference_mode()
     def step(self, rows: list[Row]) -> list[Outcome]:
@@ -55,9 +64,9 @@ class TorchBackend:
         outcomes = []
         for row in rows:
             hidden = self._network.hidden(self._tensor(row.ids), cache=row.sequence, alpha=[row.alpha])
-            wanted = row.want_logits or row.draw is not None
-            logits_V = self._network.head(hidden[:, -1:])[0, 0].cpu().numpy() if wanted else None
-            outcomes.append(drawn(row, logits_V))
+            wanted = max(row.wanted, int(row.draw is not None))
+            logits_NV = self._network.head(hidden[:, -wanted:])[0].cpu().numpy() if wanted else None
+            outcomes.append(drawn(row, logits_NV))
         return outcomes
 
     @torch.inference_mode()

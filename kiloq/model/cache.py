@@ -62,6 +62,22 @@ class KVCache:
         """Forgets every token and keeps the memory."""
         self.lengths = [0] * len(self.lengths)
 
+    def part(self, begin: int, end: int) -> KVCache:
+        """An independent copy of the tokens [begin, end), which all rows must have."""
+        assert end <= min(self.lengths)
+        copy = object.__new__(KVCache)
+        copy._layers = [layer[:, :, begin:end].clone() for layer in self._layers]
+        copy.lengths = [end - begin] * len(self.lengths)
+        return copy
+
+    def append(self, part: KVCache) -> None:
+        """Puts the tokens of a part behind those of this cache, whose rows have one length."""
+        begin, count = self.lengths[0], part.lengths[0]
+        self.reserve(begin + count)
+        for own, other in zip(self._layers, part._layers, strict=True):
+            own[:, :, begin : begin + count] = other
+        self.lengths = [begin + count] * len(self.lengths)
+
     def fork(self) -> KVCache:
         """An independent copy of what is valid."""
         twin = object.__new__(KVCache)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from oracles.scripted_backend import EOS, ByteVocabulary, ScriptedBackend
 
 from kiloq.core.errors import ContextError, UsageError
-from kiloq.generate.backend import Row
-from kiloq.generate.engine import PREFILL_CHUNK, Engine
+from kiloq.generate.backend import PREFILL_CHUNK, Row
+from kiloq.generate.engine import Engine
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.records import Completion
 from kiloq.generate.stop import StopMatcher
@@ -248,6 +248,6 @@ def test_a_half_precision_cache_changes_logits_by_its_rounding_only(network: Net
     prompt = [4, 5, 6, 7, 8]
     exact = TorchBackend(network).logits(prompt)[-1]
     backend = TorchBackend(network, cache_dtype=torch.bfloat16)
-    (outcome,) = backend.step([Row(backend.open(), prompt, 1.0, want_logits=True)])
-    halved = outcome.logits_V
+    (outcome,) = backend.step([Row(backend.open(), prompt, 1.0, wanted=1)])
+    halved = outcome.logits_NV[-1]
     assert 0 < np.abs(halved - exact).max() < 0.3

@@ -94,12 +94,12 @@ def test_clear_gives_everything_back(backend: NativeBackend) -> None:
     sequence, twin = backend.open(), None
     run(backend, (sequence, some_ids(CONFIG, 100)))
     twin = backend.fork(sequence)
-    backend.clear(sequence)
+    sequence.clear()
     assert (sequence.length, twin.length, used(backend)) == (0, 100, blocks(100))
     ids = some_ids(CONFIG, 40, seed=5)
     np.testing.assert_array_equal(run(backend, (sequence, ids))[0], backend.logits(ids))
-    backend.clear(twin)
-    backend.clear(twin)
+    twin.clear()
+    twin.clear()
     assert used(backend) == blocks(40)
 
 
@@ -150,7 +150,7 @@ def test_a_full_cache_is_one_error_that_harms_nobody() -> None:
     twin = backend.fork(small)
     run(backend, (large, some_ids(CONFIG, most - 128)))
     assert backend._decoder.cache_blocks == (blocks(most), blocks(most))
-    backend.clear(large)
+    large.clear()
     np.testing.assert_array_equal(run(backend, (twin, [7]))[0], backend.logits([*ids, 7])[100:])
 
 
@@ -170,22 +170,42 @@ def test_forks_after_a_failed_call_do_not_share_room() -> None:
         np.testing.assert_array_equal(logits, backend.logits([*ids, *rest])[-1:])
 
 
-def test_an_engine_whose_cache_is_full_fails_and_goes_on() -> None:
-    backend = native_backend(random_source(CONFIG), cache_bytes=4 << 20)
-    engine = Engine(backend, None, ())
-    request = engine.submit([1] * 8000, SamplingParams(max_new_tokens=4))
-    neighbours = [engine.submit([1] * 8000, SamplingParams(max_new_tokens=4)) for _ in range(2)]
-    with pytest.raises(ValueError, match="cache is full"):
-        while engine.step():
-            pass
-    for other in (request, *neighbours):
-        engine.cancel(other)
-    engine.end_cancelled()
-    gc.collect()
-    again = engine.submit([1, 2, 3], SamplingParams(max_new_tokens=4, ignore_eos=True))
-    while engine.step():
-        pass
-    assert len(again.answers[0].completion.ids) == 4
+def test_pages_begin_other_sequences() -> None:
+    """The same bits as without, and the blocks live as long as somebody has them."""
+    backend = native_backend(random_source(CONFIG))
+    ids = some_ids(CONFIG, 3 * BLOCK + 5)
+    first = backend.open()
+    run(backend, (first, ids))
+    pages = [backend.page(first, index) for index in range(3)]
+    with pytest.raises(IndexError):
+        backend.page(first, 3)
+    del first
+    assert used(backend) == blocks(3 * BLOCK)
+    second, third = backend.open(pages), backend.open(pages[:1])
+    assert (second.length, third.length) == (3 * BLOCK, BLOCK)
+    del pages
+    got = run(backend, (second, ids[3 * BLOCK :]), (third, ids[BLOCK:]))
+    want = backend.logits(ids)
+    np.testing.assert_array_equal(got[0], want[3 * BLOCK :])
+    np.testing.assert_array_equal(got[1], want[BLOCK:])
+    other = native_backend(random_source(CONFIG))
+    with pytest.raises(ValueError, match="another decoder"):
+        other.open([backend.page(second, 0)])
+    del second, third
+    assert used(backend) == 0
+
+
+def test_pages_of_windows_begin_only_what_they_hold_enough_for() -> None:
+    backend = native_backend(random_source(WINDOWS))
+    ids = some_ids(WINDOWS, 300)
+    first = backend.open()
+    run(backend, (first, ids[: 9 * BLOCK]))
+    pages = [backend.page(first, index) for index in range(9)]
+    assert backend.open(pages[:2]) is None
+    whole = backend.open(pages)
+    assert whole is not None
+    (got,) = run(backend, (whole, ids[whole.length :]))
+    np.testing.assert_array_equal(got, backend.logits(ids)[len(pages) * BLOCK :])
 
 
 @pytest.mark.parametrize(("heads", "size"), [(1, 128), (4, 64), (2, 80), (8, 128)])
@@ -251,6 +271,7 @@ def test_300_requests_leave_nothing() -> None:
         assert all(request.done for request in requests)
         del requests
         gc.collect()
+        engine.forget()
         assert used(backend) == 0
         total.append(backend._decoder.cache_blocks[1])
         resident.append(_resident_kib())
@@ -268,5 +289,5 @@ def test_a_row_may_ask_for_nothing() -> None:
     backend = native_backend(random_source(CONFIG))
     sequence = backend.open()
     (outcome,) = backend.step([Row(sequence, [1, 2, 3], 1.0)])
-    assert (outcome.logits_V, outcome.tokens, outcome.error) == (None, (), None)
+    assert (outcome.logits_NV, outcome.tokens, outcome.error) == (None, (), None)
     np.testing.assert_array_equal(run(backend, (sequence, [4]))[0], backend.logits([1, 2, 3, 4])[3:])

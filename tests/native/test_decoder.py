@@ -179,12 +179,12 @@ def test_drawing_in_the_step_is_drawing_from_its_logits() -> None:
             sampler.accept(ids[0])
             banned = [int(token) for token in random.integers(0, 97, 5)]
             twins.append((sampler.fork(), uniform, banned))
-            for want_logits in (False, True):
-                rows.append(Row(backend.open(), ids, 1.0, want_logits, Draw(sampler.fork(), [uniform], banned)))
+            for wanted in (0, 1):
+                rows.append(Row(backend.open(), ids, 1.0, wanted, Draw(sampler.fork(), [uniform], banned)))
         outcomes = backend.step(rows)
         for without, with_logits, (sampler, uniform, banned) in zip(outcomes[::2], outcomes[1::2], twins, strict=True):
-            logits_V = np.ascontiguousarray(with_logits.logits_V)
-            assert without.logits_V is None
+            logits_V = np.ascontiguousarray(with_logits.logits_NV[-1])
+            assert without.logits_NV is None
             assert without.tokens == with_logits.tokens == (sampler.sample(logits_V, uniform, banned),)
 
 

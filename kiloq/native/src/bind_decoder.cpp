@@ -301,17 +301,23 @@ void bind_decoder(nb::module_& module) {
             unpack_row(self.matrix(), row, out.data());
             return out;
         }, "row"_a, "One row as numbers.");
+    nb::class_<Page>(module, "Page", "A stretch of cached tokens, kept for sequences that begin alike.");
     nb::class_<Sequence>(module, "Sequence", "The cached tokens of one sequence.")
         .def_prop_ro("length", &Sequence::length)
         .def("clear", &Sequence::clear, "Forgets all tokens.")
+        .def("page", &Sequence::page, "index"_a, "The cached tokens from index * block_tokens on, as many.")
         .def("fork", [](const Sequence& self) { return std::make_unique<Sequence>(self); }, "A copy that shares blocks until one of both writes.");
     nb::class_<Decoder>(module, "Decoder", "The network on the CPU.")
         .def("__init__", [](Decoder* self, std::shared_ptr<Arena> memory, const nb::dict& config, const nb::list& layers, const MatrixBuilder& embedding, const nb::dict& head,
                             nb::object final_norm, const std::string& cache_format, size_t limit, int threads) {
             new (self) Decoder(make_weights(std::move(memory), config, layers, embedding, head, final_norm), cache_format_of(cache_format), limit, threads);
         }, "memory"_a, "config"_a, "layers"_a, "embedding"_a, "head"_a, "final_norm"_a, "cache_format"_a, "cache_limit_bytes"_a, "threads"_a)
-        .def("open", &Decoder::open, "A new, empty sequence.")
+        .def("open", [](const Decoder& self, const std::vector<const Page*>& pages) { return self.open(pages); },
+             "pages"_a = nb::list(), nb::rv_policy::take_ownership,
+             "A new sequence, which begins with the tokens of pages of this decoder; None where a window lacks some.")
         .def("step", &step, "rows"_a, "interruptible"_a)
         .def_prop_ro("cache_blocks", [](Decoder& self) { return std::pair(self.pool().used(), self.pool().total()); }, "(used, allocated)")
+        .def_prop_ro_static("block_tokens", [](nb::handle) { return kBlockTokens; })
+        .def_prop_ro("cache_limit_bytes", [](Decoder& self) { return self.pool().limit_bytes(); })
         .def_prop_ro("cache_block_bytes", [](Decoder& self) { return self.pool().layout().block_bytes(); });
 }

@@ -64,6 +64,18 @@ void BlockPool::release(int block) {
     if (--users_[block] == 0) free_.push_back(block);
 }
 
+Page::Page(std::shared_ptr<BlockPool> pool, std::vector<int> blocks) : pool_(std::move(pool)), blocks_(std::move(blocks)) {
+    for (const int block : blocks_) {
+        if (block >= 0) pool_->share(block);
+    }
+}
+
+Page::~Page() {
+    for (const int block : blocks_) {
+        if (block >= 0) pool_->release(block);
+    }
+}
+
 Sequence::Sequence(std::shared_ptr<BlockPool> pool, int layers) : pool_(std::move(pool)), tables_(layers) {}
 
 Sequence::Sequence(const Sequence& other) : pool_(other.pool_), tables_(other.tables_), length_(other.length_) {
@@ -84,6 +96,36 @@ void Sequence::clear() {
         table.clear();
     }
     length_ = 0;
+}
+
+std::unique_ptr<Page> Sequence::page(int index) const {
+    if (index < 0 || (static_cast<int64_t>(index) + 1) * kBlockTokens > length_) {
+        throw std::out_of_range("these tokens are not cached");
+    }
+    std::vector<int> blocks;
+    for (const auto& table : tables_) blocks.push_back(table[index]);
+    return std::make_unique<Page>(pool_, std::move(blocks));
+}
+
+bool Sequence::resume(const std::vector<const Page*>& pages, const std::vector<int>& windows) {
+    if (length_ != 0) throw std::invalid_argument("the sequence has tokens already");
+    const int length = static_cast<int>(pages.size()) * kBlockTokens;
+    for (int layer = 0; layer < layers(); ++layer) {
+        const int first_seen = windows[layer] == 0 ? 0 : std::max(0, length - windows[layer] + 1);
+        for (size_t i = first_seen / kBlockTokens; i < pages.size(); ++i) {
+            if (pages[i]->pool() != pool_.get()) throw std::invalid_argument("this page is of another decoder");
+            if (pages[i]->block(layer) < 0) return false;
+        }
+    }
+    for (int layer = 0; layer < layers(); ++layer) {
+        for (const Page* page : pages) {
+            const int block = page->block(layer);
+            if (block >= 0) pool_->share(block);
+            tables_[layer].push_back(block);
+        }
+    }
+    advance(length, windows);
+    return true;
 }
 
 void Sequence::reserve(int count) {

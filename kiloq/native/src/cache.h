@@ -23,6 +23,7 @@ public:
     uint8_t* at(int block) { return places_[block]; }
 
     const CacheLayout& layout() const { return layout_; }
+    size_t limit_bytes() const { return limit_bytes_; }
     int used();   // blocks
     int total();  // used and free
 
@@ -38,6 +39,23 @@ private:
     std::vector<int> free_;
 };
 
+// One stretch of kBlockTokens cached tokens, whole, kept for sequences that begin alike: a block of each layer, -1 where
+// the layer's window has passed it.
+class Page {
+public:
+    Page(std::shared_ptr<BlockPool> pool, std::vector<int> blocks);
+    ~Page();
+    Page(const Page&) = delete;
+    Page& operator=(const Page&) = delete;
+
+    int block(int layer) const { return blocks_[layer]; }
+    const BlockPool* pool() const { return pool_.get(); }
+
+private:
+    std::shared_ptr<BlockPool> pool_;
+    std::vector<int> blocks_;
+};
+
 // The cached tokens of one sequence: a table of blocks for each layer. A block behind a layer's window is -1.
 class Sequence {
 public:
@@ -49,6 +67,12 @@ public:
     int length() const { return length_; }
     int layers() const { return static_cast<int>(tables_.size()); }
     void clear();
+
+    // The stretch of tokens [index * kBlockTokens, (index + 1) * kBlockTokens); all of them must be cached.
+    std::unique_ptr<Page> page(int index) const;
+    // Begins an empty sequence with the tokens of pages. False, and still empty: a layer's window needs a block that a
+    // page does not have.
+    bool resume(const std::vector<const Page*>& pages, const std::vector<int>& windows);
 
     // Makes room for `count` more tokens, and blocks that others share and this sequence will write its own. Throws
     // std::length_error when the pool is full. Until `advance` or `trim` the sequence must not be copied, because room

@@ -73,6 +73,12 @@ std::unique_ptr<Sequence> Decoder::open() const {
     return std::make_unique<Sequence>(pool_, static_cast<int>(weights_.layers.size()));
 }
 
+std::unique_ptr<Sequence> Decoder::open(const std::vector<const Page*>& pages) const {
+    auto sequence = open();
+    if (!sequence->resume(pages, windows_)) sequence.reset();
+    return sequence;
+}
+
 void Decoder::step(std::vector<StepRow>& rows, const std::function<bool()>& interrupted) {
     Team::Turn turn(threads_);
     try {

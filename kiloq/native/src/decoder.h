@@ -90,6 +90,8 @@ public:
     ~Decoder();
 
     std::unique_ptr<Sequence> open() const;
+    // A sequence that begins with the tokens of pages of this decoder; null where `Sequence::resume` says no.
+    std::unique_ptr<Sequence> open(const std::vector<const Page*>& pages) const;
     // Runs all rows. Either every sequence is longer by its tokens, or an exception left all of them as they were:
     // Interrupted when `interrupted`, asked while it runs, said so; std::length_error when the cache is full; what a
     // sampler threw but for LogitsError.

@@ -41,6 +41,7 @@ VERBS = {
     "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),
     "get": Verb("kiloq.convert.command", "get_command", "Fetch a model or vocabulary by name."),
     "show": Verb("kiloq.convert.command", "show_command", "Print what a model, tokenizer or file is."),
+    "serve": Verb("kiloq.serve.command", "serve_command", "Serve a model over HTTP: OpenAI, DashScope, a web page."),
     "bench": Verb("kiloq.generate.bench", "bench_command", "Measure how fast this machine runs a model."),
     "doctor": Verb("kiloq.generate.doctor", "doctor_command", "Report what this machine offers and what is missing."),
 }

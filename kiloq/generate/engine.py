@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,25 +40,25 @@ GLANCE_S = 0.02  # how often a thread that waits for another's step looks for wh
 MOST_GUESSING = 2  # answers at once: in larger batches a guess costs as much as a token that is sure
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What an engine may take."""
+
+    cache_bytes: int | None = None  # of keys and values, all of which may be kept for reuse; None: as they come
+    most_running: int = MOST_RUNNING  # answers in one step
+    most_waiting: int | None = None  # answers in the queue; beyond it `submit` raises BusyError
+
+
 class Engine:
     """Runs requests on one backend; threads may share it."""
 
     def __init__(
-        self,
-        backend: Backend,
-        vocabulary: Vocabulary | None,
-        eos_ids: Iterable[int],
-        *,
-        cache_bytes: int | None = None,
-        most_running: int = MOST_RUNNING,
-        most_waiting: int | None = None,
+        self, backend: Backend, vocabulary: Vocabulary | None, eos_ids: Iterable[int], limits: Limits | None = None
     ) -> None:
-        """cache_bytes: of keys and values, all of which may be kept for reuse; most_running: answers in one step;
-        most_waiting: beyond it `submit` raises BusyError."""
+        self.limits = limits or Limits()
         self.backend = backend
-        self.scheduler = Scheduler(backend, cache_bytes=cache_bytes, most_running=most_running)
+        self.scheduler = Scheduler(backend, cache_bytes=self.limits.cache_bytes, most_running=self.limits.most_running)
         self._vocabulary = vocabulary
-        self._most_waiting = most_waiting
         self._writer = Writer(vocabulary, eos_ids, self.max_length)
         self._lock = threading.RLock()  # held by the thread that makes a step
 
@@ -81,9 +82,9 @@ class Engine:
         notify: called after each step that changed the request, by the thread that made the step.
         """
         self._check(prompt, params)
-        waiting = len(self.scheduler.waiting)
-        if self._most_waiting is not None and waiting and waiting + params.n > self._most_waiting:
-            raise BusyError(f"{waiting} answers are waiting and the limit is {self._most_waiting}: try again later")
+        waiting, most = len(self.scheduler.waiting), self.limits.most_waiting
+        if most is not None and waiting and waiting + params.n > most:
+            raise BusyError(f"{waiting} answers are waiting and the limit is {most}: try again later")
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
         request = Request(tuple(prompt), params, seed, time.perf_counter(), notify=notify)
         sampler = make_sampler(params, prompt)

@@ -21,6 +21,7 @@ from kiloq.core import machine
 from kiloq.core.errors import MissingError, UsageError
 from kiloq.generate import native_load
 from kiloq.generate.backend import Backend
+from kiloq.generate.engine import Limits
 from kiloq.generate.model import Model
 from kiloq.generate.native_backend import NativeBackend
 from kiloq.generate.params import SamplingParams
@@ -51,6 +52,7 @@ def load(
     engine: str = "auto",
     threads: int = 0,
     packed: str | Path | None = None,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Opens a model for generation.
@@ -65,6 +67,7 @@ def load(
     threads: of the native engine; 0: as many as the process may use.
     packed: a file for the native engine's packed weights: written at the first load and mapped at the next ones, which
         then start at once and share its memory; written again when the model's files or `weights` change.
+    limits: of the engine's queue and cache, for servers.
     progress: called with one line for each step.
     Raises MissingError, FormatError or UsageError with one sentence.
     """
@@ -97,6 +100,8 @@ def load(
         defaults=_defaults(source.generation, tokenizer),
         eos_ids=_end_ids(source, tokenizer),
         warnings=source.warnings,
+        limits=limits,
+        react=source.kind == "qwen1",
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kiloq.core.errors import UsageError
 from kiloq.generate.arguments import conversation, token_ids
 from kiloq.generate.backend import Backend
-from kiloq.generate.engine import Engine
+from kiloq.generate.engine import Engine, Limits
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.records import Completion
 from kiloq.generate.requests import Request
@@ -88,11 +88,16 @@ class Model:
         defaults: SamplingParams | None = None,
         eos_ids: tuple[int, ...] = (),
         warnings: Sequence[str] = (),
+        limits: Limits | None = None,
+        react: bool = False,
     ) -> None:
+        """react: the model calls tools by Qwen-1's ReAct prompt, not by its template."""
         self.name = name
+        self.react = react
+        self.eos_ids = eos_ids
         self.defaults = defaults or SamplingParams()
         self.warnings = tuple(warnings)
-        self.engine = Engine(backend, tokenizer, eos_ids)
+        self.engine = Engine(backend, tokenizer, eos_ids, limits)
         self._tokenizer = tokenizer
         self._backend = backend
 
@@ -125,11 +130,11 @@ class Model:
 
     def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Completion | list[Completion]:
         """Continues a raw prompt (text without control tokens, or ids); a list when n > 1."""
-        return self._run(self._ids(prompt), sampling, continues=True)
+        return self._run(self.prompt_ids(prompt), sampling, continues=True)
 
     def stream(self, prompt: str | Iterable[int], **sampling: Any) -> Stream:
         """Like `generate`, piece by piece."""
-        return self._stream(self._ids(prompt), sampling, continues=True)
+        return self._stream(self.prompt_ids(prompt), sampling, continues=True)
 
     def chat(
         self, messages: Sequence[Message], tools: Sequence[Message] | None = None, **sampling: Any
@@ -155,7 +160,8 @@ class Model:
         """The model's defaults with some fields changed; checked."""
         return self.defaults.override(**sampling)
 
-    def _ids(self, prompt: str | Iterable[int]) -> list[int]:
+    def prompt_ids(self, prompt: str | Iterable[int]) -> list[int]:
+        """The ids of a raw prompt: of a text, with the token that begins all texts where the model has one."""
         if not isinstance(prompt, str):
             return token_ids(prompt)
         start = [self.tokenizer.bos_id] if self.tokenizer.add_bos and self.tokenizer.bos_id is not None else []

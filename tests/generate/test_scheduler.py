@@ -13,7 +13,7 @@ from oracles.scripted_backend import EOS, ByteVocabulary, ScriptedBackend
 
 from kiloq.core.errors import BusyError, ContextError
 from kiloq.generate.backend import PREFILL_CHUNK
-from kiloq.generate.engine import Engine
+from kiloq.generate.engine import Engine, Limits
 from kiloq.generate.params import SamplingParams
 from kiloq.generate.requests import Request
 from kiloq.generate.torch_backend import TorchBackend
@@ -125,7 +125,7 @@ def test_cancelling_frees_its_blocks_within_one_step() -> None:
 
 def test_the_queue_has_a_limit_of_its_own() -> None:
     backend = ScriptedBackend(lambda sequence: 1)
-    engine = Engine(backend, ByteVocabulary(), (EOS,), most_running=1, most_waiting=2)
+    engine = Engine(backend, ByteVocabulary(), (EOS,), Limits(most_running=1, most_waiting=2))
     first = [engine.submit([1], GREEDY) for _ in range(2)]
     with pytest.raises(BusyError, match="2 answers are waiting and the limit is 2"):
         engine.submit([1], GREEDY)
@@ -180,7 +180,7 @@ def test_an_answer_is_the_same_alone_and_under_load(name: str) -> None:
     alone = [ids_of(engine_answer(Engine(backend, None, ()), prompt, params)) for prompt, params in jobs]
 
     blocks = -(-max(len(prompt) + params.max_new_tokens for prompt, params in jobs) // backend.block_tokens) + 4
-    engine = Engine(backend, None, (), cache_bytes=max(blocks, 5) * backend.block_bytes, most_running=7)
+    engine = Engine(backend, None, (), Limits(cache_bytes=max(blocks, 5) * backend.block_bytes, most_running=7))
     requests = []
     for number, (prompt, params) in enumerate(jobs):
         requests.append(engine.submit(prompt, params))

@@ -1,0 +1,271 @@
+"""The HTTP application: routes of both dialects, health, metrics, and the page.
+
+FastAPI checks bodies and writes the openapi page; everything it would say about a mistake is said in OpenAI's shape
+instead. Requests that are not streams are watched too: who goes away before the answer is not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, Response
+
+from kiloq import __version__
+from kiloq.core.errors import KiloqError
+from kiloq.serve.errors import ApiError, api_error
+from kiloq.serve.fields import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from kiloq.serve.guard import Guard, Rules
+from kiloq.serve.metrics import CONTENT_TYPE, Metrics
+from kiloq.serve.openai_chat import ChatCall
+from kiloq.serve.openai_text import TextCall
+from kiloq.serve.runner import Job
+from kiloq.serve.service import Service
+from kiloq.serve.stream import Json, error_response, sse
+
+log = logging.getLogger("kiloq.serve")
+
+UI = Path(__file__).parent / "ui"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+REQUEST_S = 600.0  # ours: longer than any answer that somebody waits for
+
+Result = TypeVar("Result")
+
+
+def create_app(service: Service, rules: Rules | None = None, *, request_s: float = REQUEST_S) -> Guard:
+    """The application for one service."""
+    app = FastAPI(title="kiloq", version=__version__, docs_url=None, redoc_url=None)
+    metrics = Metrics()
+    app.state.service, app.state.metrics, app.state.request_s = service, metrics, request_s
+    _handle_errors(app)
+    _add_health(app, service, metrics)
+    _add_openai(app, service)
+    _add_tokens(app, service)
+    _add_page(app)
+    return Guard(app, rules or Rules(), metrics)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return error_response(ApiError(400, "the body is not JSON: send an object", code="invalid_json"))
+        place = str(first["loc"][1]) if len(first["loc"]) > 1 else ""  # behind it pydantic's own names may follow
+        return error_response(
+            ApiError(400, f"{place or 'the body'}: {first['msg']}"[:500], param=place or None, code="invalid_value")
+        )
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        known = {404: "there is no such path here: see /openapi.json", 405: "this path does not take this method"}
+        message = known.get(error.status_code, "the request cannot be answered")
+        return error_response(
+            ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
+        )
+
+    @app.exception_handler(ApiError)
+    @app.exception_handler(KiloqError)
+    async def told(request: Request, error: Exception) -> Response:
+        return error_response(api_error(error))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return error_response(api_error(error))
+
+
+def _add_health(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    async def health() -> Response:
+        """200 when requests are answered, 503 while the model is loaded and when the server shuts down."""
+        try:
+            service.model  # noqa: B018 - asked for its refusal
+        except ApiError as error:
+            return error_response(error)
+        return Json({"status": "ok"})
+
+    for path in ("/health", "/v1/health", "/ping"):
+        app.get(path)(health)
+
+    @app.get("/metrics")
+    async def numbers() -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        """The program's version."""
+        return {"version": __version__}
+
+
+def _add_openai(app: FastAPI, service: Service) -> None:
+    def described(name: str) -> dict[str, Any]:
+        found = {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "kiloq",
+            "root": service.names[0],
+        }
+        return found | (
+            {"max_model_len": service.model.engine.max_length} if service.ready else {"max_model_len": None}
+        )
+
+    @app.get("/v1/models")
+    @app.get("/compatible-mode/v1/models")
+    async def models() -> Any:
+        """The names of the model that is served; known while it is loaded, too."""
+        return {"object": "list", "data": [described(name) for name in service.names]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        """One of them."""
+        return described(service.check_name(name))
+
+    @app.post("/v1/chat/completions")
+    @app.post("/compatible-mode/v1/chat/completions")
+    async def chat(request: Request, body: ChatBody) -> Response:
+        """OpenAI's chat completions."""
+        service.model  # noqa: B018
+        call = ChatCall(service, body)
+        job = await call.submit()
+        if body.stream:
+            return sse(_timed(request, [job], call.chunks()))
+        return Json(await watched(request, [job], call.whole()))
+
+    @app.post("/v1/completions")
+    @app.post("/compatible-mode/v1/completions")
+    async def completions(request: Request, body: CompletionBody) -> Response:
+        """OpenAI's text completions."""
+        service.model  # noqa: B018
+        call = TextCall(service, body)
+        jobs = await call.submit()
+        if body.stream:
+            return sse(_timed(request, jobs, call.chunks()))
+        return Json(await watched(request, jobs, call.whole()))
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> Any:
+        """The token ids of a text or a conversation."""
+        service.check_name(body.model)
+        model = service.model
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        if body.messages is not None:
+            tools = body.tools or None
+            ids = model.tokenizer.chat(body.messages, tools=tools, add_generation_prompt=body.add_generation_prompt)
+        else:
+            text = body.prompt or ""
+            ids = model.tokenizer.encode(text) if body.add_special_tokens is False else model.prompt_ids(text)
+        answer = {"tokens": ids, "count": len(ids), "max_model_len": model.engine.max_length}
+        if body.return_token_strs:
+            answer["token_strs"] = [model.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+        return Json(answer)
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> Any:
+        """The text of token ids."""
+        service.check_name(body.model)
+        model = service.model
+        model.engine.check_ids(body.tokens)
+        return Json({"prompt": model.tokenizer.decode(body.tokens)})
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Any:
+        """What evaluation programs need to know of the tokenizer."""
+        tokenizer = service.model.tokenizer
+
+        def text(token: int | None) -> str | None:
+            return None if token is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+        return {
+            "tokenizer_class": "kiloq",
+            "eos_token": text(tokenizer.eos_ids[0] if tokenizer.eos_ids else None),
+            "bos_token": text(tokenizer.bos_id),
+            "pad_token": text(tokenizer.pad_id),
+            "chat_template": tokenizer.vocabulary.chat_template,
+        }
+
+
+def _add_page(app: FastAPI) -> None:
+    kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
+    files = (
+        {path.relative_to(UI).as_posix(): path for path in UI.rglob("*") if path.suffix in kinds} if UI.is_dir() else {}
+    )
+
+    def file(name: str) -> Response:
+        path = files.get(name)
+        if path is None:
+            raise ApiError(404, "there is no such file", code="not_found")
+        headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
+        return FileResponse(path, media_type=kinds[path.suffix], headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return file("index.html")
+
+    @app.get("/ui/{name:path}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        return file(name)
+
+
+async def _timed(request: Request, jobs: list[Job], chunks: Any) -> Any:
+    """A stream that ends with an error when it takes too long, and is counted at its end."""
+    metrics, seconds = request.app.state.metrics, request.app.state.request_s
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    try:
+        async for chunk in chunks:
+            yield chunk
+            if loop.time() > deadline:
+                raise _too_long(seconds)
+    finally:
+        await chunks.aclose()
+        _close(metrics, jobs)
+
+
+async def watched(request: Request, jobs: list[Job], work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, unless the client goes away or it takes too long: then the jobs are cancelled."""
+    metrics, seconds = request.app.state.metrics, request.app.state.request_s
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ApiError(499, "the client has gone away", code="client_closed_request")
+        raise _too_long(seconds)
+    except BaseExceptionGroup as group:  # of several jobs: the first one's trouble
+        raise group.exceptions[0] from None
+    finally:
+        for each in (task, gone):
+            each.cancel()
+            with suppress(BaseException):
+                await each
+        _close(metrics, jobs)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _close(metrics: Metrics, jobs: list[Job]) -> None:
+    for job in jobs:
+        job.cancel()
+        metrics.ended(job.request)
+
+
+def _too_long(seconds: float) -> ApiError:
+    return ApiError(504, f"the answer took longer than {seconds:g} s: ask for fewer tokens", "timeout_error", "timeout")

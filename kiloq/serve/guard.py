@@ -1,0 +1,199 @@
+"""What stands before every route: keys, origins, limits of requests, ids, counts and log lines. Plain ASGI.
+
+Nothing is open unless it is named here: with keys, every path but health answers 401 without one, and a path that does
+not exist as well. A browser is asked for the key by its own dialog (HTTP Basic, any name, the key as password) when it
+opens the page. Without keys the server is for this machine alone, and only takes requests that name it by a loopback
+name: a page elsewhere whose name is made to resolve to 127.0.0.1 must not talk to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kiloq.serve.errors import ApiError
+from kiloq.serve.metrics import Metrics
+from kiloq.serve.stream import error_response
+
+log = logging.getLogger("kiloq.serve")
+
+OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+MAX_HEADERS = 100
+MAX_BODY_BYTES = 4 << 20
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who may send what."""
+
+    keys: frozenset[bytes] = frozenset()  # SHA-256 of each
+    origins: frozenset[str] = frozenset()  # besides the server's own
+    max_body_bytes: int = MAX_BODY_BYTES
+    any_host: bool = False  # take requests by any name without a key, too
+
+    @staticmethod
+    def hashed(keys: Iterable[str]) -> frozenset[bytes]:
+        """Keys as they are kept."""
+        return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+@dataclass
+class _Seen:
+    """A request on its way through."""
+
+    id: str
+    path: str
+    method: str
+    headers: dict[bytes, bytes]
+    began_s: float = field(default_factory=time.perf_counter)
+    status: int = 500
+
+
+class Guard:
+    """Wraps an application."""
+
+    def __init__(self, app: ASGIApp, rules: Rules, metrics: Metrics) -> None:
+        self._app, self._rules, self._metrics = app, rules, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = (
+            given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else secrets.token_hex(16)
+        )
+        seen = _Seen(request_id, scope["path"], scope["method"], headers)
+        scope.setdefault("state", {})["request_id"] = request_id
+        origin = headers.get(b"origin", b"").decode("latin-1")
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.status = message["status"]
+                extra = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+                if origin in self._rules.origins:
+                    extra += _allowed(origin)
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        try:
+            self._check(seen, len(scope["headers"]), origin)
+            if scope["method"] == "OPTIONS" and origin:
+                await _preflight()(scope, receive, sending)
+                return
+            await self._app(scope, self._limited(receive), sending)
+        except ApiError as error:
+            await error_response(error)(scope, receive, sending)
+        finally:
+            self._record(seen, scope)
+
+    def _check(self, seen: _Seen, header_count: int, origin: str) -> None:
+        host = seen.headers.get(b"host", b"").decode("latin-1")
+        if header_count > MAX_HEADERS:
+            raise ApiError(431, f"the request has {header_count} headers: at most {MAX_HEADERS} are taken")
+        if origin and origin not in self._rules.origins and origin.split("://")[-1] != host:
+            raise ApiError(
+                403, "this origin may not use the server: start it with --cors-origin to allow it", "permission_error"
+            )
+        if not self._rules.keys and not self._rules.any_host and _name_of(host) not in LOOPBACK_NAMES:
+            raise ApiError(
+                403,
+                "without a key the server only answers to loopback names: start it with --api-key",
+                "permission_error",
+            )
+        if self._rules.keys and seen.path not in OPEN_PATHS and not (seen.method == "OPTIONS" and origin):
+            self._check_key(seen)
+        length = seen.headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._rules.max_body_bytes:
+            raise _too_large(self._rules.max_body_bytes)
+
+    def _check_key(self, seen: _Seen) -> None:
+        digest = hashlib.sha256(_key_of(seen.headers.get(b"authorization", b""))).digest()
+        matches = [hmac.compare_digest(digest, key) for key in self._rules.keys]  # all of them, whichever fits
+        if not any(matches):
+            page = seen.path == "/" or seen.path.startswith("/ui/")
+            challenge = 'Basic realm="kiloq", charset="UTF-8"' if page else "Bearer"
+            raise ApiError(
+                401, "a key is needed: send it as 'Authorization: Bearer KEY'", "authentication_error",
+                "invalid_api_key", headers={"WWW-Authenticate": challenge},
+            )  # fmt: skip
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Bodies without a length are counted as they come."""
+        taken, most = 0, self._rules.max_body_bytes
+
+        async def receiving() -> Message:
+            nonlocal taken
+            message = await receive()
+            if message["type"] == "http.request":
+                taken += len(message.get("body", b""))
+                if taken > most:
+                    raise _too_large(most)
+            return message
+
+        return receiving
+
+    def _record(self, seen: _Seen, scope: Scope) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        seconds = time.perf_counter() - seen.began_s
+        self._metrics.http(route, seen.status)
+        log.info(
+            "request",
+            extra={"fields": {"id": seen.id, "method": seen.method, "route": route, "status": seen.status,
+                              "seconds": round(seconds, 4)}},
+        )  # fmt: skip
+
+
+def _key_of(header: bytes) -> bytes:
+    kind, _, value = header.partition(b" ")
+    value = value.strip()
+    if kind.lower() == b"bearer":
+        return value
+    if kind.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    return b""
+
+
+def _name_of(host: str) -> str:
+    """The host without its port."""
+    return host if host.endswith("]") else host.rsplit(":", 1)[0] if ":" in host else host
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the request's body is larger than {most} bytes: send less at a time", code="body_too_large")
+
+
+def _allowed(origin: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-expose-headers", b"x-request-id, retry-after"),
+        (b"vary", b"origin"),
+    ]
+
+
+def _preflight() -> ASGIApp:
+    from starlette.responses import Response
+
+    return Response(status_code=204)

@@ -71,7 +71,7 @@ class Sampled(Body):
             "n": self.n,
         }
         given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-        if self.stop:
+        if self.stop is not None:
             stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
             if len(stops) > MAX_STOPS:
                 raise ApiError(400, f"stop has {len(stops)} texts: at most {MAX_STOPS} are taken", param="stop")

@@ -8,6 +8,7 @@ name: a page elsewhere whose name is made to resolve to 127.0.0.1 must not talk 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -30,6 +31,7 @@ OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_HEADERS = 100
 MAX_BODY_BYTES = 4 << 20
+BODY_S = 30.0  # in which a body must come
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -98,7 +100,7 @@ class Guard:
             if scope["method"] == "OPTIONS" and origin:
                 await _preflight()(scope, receive, sending)
                 return
-            await self._app(scope, self._limited(receive), sending)
+            await self._app(scope, await self._received(receive), sending)
         except ApiError as error:
             await error_response(error)(scope, receive, sending)
         finally:
@@ -135,20 +137,22 @@ class Guard:
                 "invalid_api_key", headers={"WWW-Authenticate": challenge},
             )  # fmt: skip
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Bodies without a length are counted as they come."""
-        taken, most = 0, self._rules.max_body_bytes
-
-        async def receiving() -> Message:
-            nonlocal taken
-            message = await receive()
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                if taken > most:
-                    raise _too_large(most)
-            return message
-
-        return receiving
+    async def _received(self, receive: Receive) -> Receive:
+        """Takes the whole body, within its limits of size and time, and gives it to the application at once."""
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(BODY_S):
+                while more:
+                    message = await receive()
+                    if message["type"] != "http.request":  # gone away
+                        return _replay([message], receive)
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self._rules.max_body_bytes:
+                        raise _too_large(self._rules.max_body_bytes)
+        except TimeoutError:
+            raise ApiError(408, f"the request's body did not come within {BODY_S:g} s: send it at once") from None
+        return _replay([{"type": "http.request", "body": bytes(body), "more_body": False}], receive)
 
     def _record(self, seen: _Seen, scope: Scope) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -159,6 +163,15 @@ class Guard:
             extra={"fields": {"id": seen.id, "method": seen.method, "route": route, "status": seen.status,
                               "seconds": round(seconds, 4)}},
         )  # fmt: skip
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """Gives these messages first, then those that come."""
+
+    async def receiving() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return receiving
 
 
 def _key_of(header: bytes) -> bytes:

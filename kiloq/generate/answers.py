@@ -43,6 +43,9 @@ class Writer:
                 return
             if answer.constraint is not None:
                 answer.constraint.accept(token)
+                if answer.constraint.done:  # also where an end token was forbidden
+                    self.finish(answer, "stop")
+                    return
 
     def score(self, request: Request, tokens: Sequence[int], logits_NV: NDArray[np.float32]) -> None:
         """The log-probabilities of some of the prompt's tokens, each with the logits before it."""

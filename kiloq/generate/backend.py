@@ -80,6 +80,9 @@ class Backend(Protocol):
     def step(self, rows: list[Row]) -> list[Outcome]:
         """Runs all rows."""
 
+    def pooled(self, ids: list[int]) -> NDArray[np.float32]:
+        """The mean [C] over all positions of what the output head sees: the final norm's outputs."""
+
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits [T, V] of all positions in one uncached pass."""
 

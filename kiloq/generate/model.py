@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kiloq.core.errors import UsageError
+from kiloq.core.errors import ContextError, UsageError
 from kiloq.generate.arguments import conversation, token_ids
 from kiloq.generate.backend import Backend
 from kiloq.generate.engine import Engine, Limits
@@ -155,6 +155,16 @@ class Model:
             raise UsageError("ids is empty: give at least one token id")
         self.engine.check_ids(checked)
         return self._backend.logits(checked)
+
+    def embedding(self, text: str | Iterable[int]) -> NDArray[np.float32]:
+        """The text as a vector [C] of length 1: the mean of the last hidden states. These are language models, not
+        trained for this: texts alike have vectors alike, no more is promised."""
+        ids = self.prompt_ids(text)
+        if not 0 < len(ids) <= self.engine.max_length:
+            raise ContextError(f"the text has {len(ids)} tokens: it can have 1 to {self.engine.max_length}")
+        self.engine.check_ids(ids)
+        mean_C = self._backend.pooled(ids)
+        return mean_C / max(float(np.linalg.norm(mean_C)), 1e-12)
 
     def params(self, **sampling: Any) -> SamplingParams:
         """The model's defaults with some fields changed; checked."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiloq.core.errors import KiloqError, UsageError
-from kiloq.generate.backend import Outcome, Row
+from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row
 from kiloq.generate.sampling import NOT_NUMBERS
 from kiloq.model.config import ModelConfig
 from kiloq.model.ntk import ntk_alpha
@@ -69,6 +69,16 @@ class NativeBackend:
             outcomes.append(Outcome(error=KiloqError(NOT_NUMBERS)) if failed else Outcome(own_NV, tokens))
         return outcomes
 
+    def pooled(self, ids: list[int]) -> NDArray[np.float32]:
+        """The mean [C] over all positions of the final norm's outputs."""
+        self._check_process()
+        config, sequence = self.config, self.open()
+        alpha = ntk_alpha(len(ids), config.train_length) if config.dynamic_ntk else 1.0
+        sums_C = np.zeros(config.hidden_size)
+        for start in range(0, len(ids), PREFILL_CHUNK):  # others may make a step in between
+            self._decoder.pool(sequence, np.array(ids[start : start + PREFILL_CHUNK], np.int32), alpha, sums_C)
+        return np.asarray(sums_C / len(ids), dtype=np.float32)
+
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits [T, V] of all positions in one uncached pass."""
         config, sequence = self.config, self.open()
@@ -81,12 +91,15 @@ class NativeBackend:
         self, rows: list[tuple[Any, list[int], float, int, Any]]
     ) -> tuple[NDArray[np.float32], list[tuple[int, ...]]]:
         """Logits [all wanted, V], and the tokens that each row drew."""
+        self._check_process()
+        given = [(sequence, np.array(ids, np.int32), *rest) for sequence, ids, *rest in rows]
+        interruptible = threading.current_thread() is threading.main_thread()  # only there do signals arrive
+        logits_NV, drawn = self._decoder.step(given, interruptible)
+        return logits_NV[:, : self.config.vocab_size], drawn
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:  # the threads did not come along
             raise UsageError(
                 f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
                 "model in each process, or start processes with multiprocessing's 'spawn'"
             )
-        given = [(sequence, np.array(ids, np.int32), *rest) for sequence, ids, *rest in rows]
-        interruptible = threading.current_thread() is threading.main_thread()  # only there do signals arrive
-        logits_NV, drawn = self._decoder.step(given, interruptible)
-        return logits_NV[:, : self.config.vocab_size], drawn

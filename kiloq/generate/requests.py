@@ -46,6 +46,10 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None:
         """The answer goes on with `token`."""
 
+    @property
+    def done(self) -> bool:
+        """Whether the text is complete, and nothing may follow."""
+
     def fork(self) -> Constraint:
         """A copy, for another answer to the same prompt."""
 

@@ -76,6 +76,13 @@ class TorchBackend:
         logits_TV: NDArray[np.float32] = self._network(self._tensor(ids))[0].cpu().numpy()
         return logits_TV
 
+    @torch.inference_mode()
+    def pooled(self, ids: list[int]) -> NDArray[np.float32]:
+        """The mean [C] over all positions of the final norm's outputs."""
+        self._check_process()
+        mean_C: NDArray[np.float32] = self._network.hidden(self._tensor(ids))[0].double().mean(0).float().cpu().numpy()
+        return mean_C
+
     def _check_process(self) -> None:
         if os.getpid() != self._process:  # PyTorch's threads did not come along: the first matrix would wait for ever
             raise UsageError(

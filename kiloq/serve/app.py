@@ -6,12 +6,9 @@ instead. Requests that are not streams are watched too: who goes away before the
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Coroutine
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,15 +17,19 @@ from starlette.responses import FileResponse, Response
 
 from kiloq import __version__
 from kiloq.core.errors import KiloqError
+from kiloq.serve.dashscope import add_dashscope
+from kiloq.serve.dialects import error_answer, place_of
 from kiloq.serve.errors import ApiError, api_error
 from kiloq.serve.fields import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from kiloq.serve.guard import Guard, Rules
 from kiloq.serve.metrics import CONTENT_TYPE, Metrics
 from kiloq.serve.openai_chat import ChatCall
+from kiloq.serve.openai_embeddings import EmbeddingBody, embeddings
+from kiloq.serve.openai_responses import ResponsesBody, ResponsesCall
 from kiloq.serve.openai_text import TextCall
-from kiloq.serve.runner import Job
 from kiloq.serve.service import Service
 from kiloq.serve.stream import Json, error_response, sse
+from kiloq.serve.waiting import timed, watched
 
 log = logging.getLogger("kiloq.serve")
 
@@ -39,8 +40,6 @@ PAGE_POLICY = (
 )
 REQUEST_S = 600.0  # ours: longer than any answer that somebody waits for
 
-Result = TypeVar("Result")
-
 
 def create_app(service: Service, rules: Rules | None = None, *, request_s: float = REQUEST_S) -> Guard:
     """The application for one service."""
@@ -49,8 +48,10 @@ def create_app(service: Service, rules: Rules | None = None, *, request_s: float
     app.state.service, app.state.metrics, app.state.request_s = service, metrics, request_s
     _handle_errors(app)
     _add_health(app, service, metrics)
+    _add_models(app, service)
     _add_openai(app, service)
     _add_tokens(app, service)
+    add_dashscope(app, service)
     _add_page(app)
     return Guard(app, rules or Rules(), metrics)
 
@@ -60,28 +61,31 @@ def _handle_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return error_response(ApiError(400, "the body is not JSON: send an object", code="invalid_json"))
-        place = str(first["loc"][1]) if len(first["loc"]) > 1 else ""  # behind it pydantic's own names may follow
-        return error_response(
-            ApiError(400, f"{place or 'the body'}: {first['msg']}"[:500], param=place or None, code="invalid_value")
+            return error_answer(
+                request.scope, ApiError(400, "the body is not JSON: send an object", code="invalid_json")
+            )
+        place = place_of(request.scope, first["loc"])
+        return error_answer(
+            request.scope,
+            ApiError(400, f"{place or 'the body'}: {first['msg']}"[:500], param=place or None, code="invalid_value"),
         )
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         known = {404: "there is no such path here: see /openapi.json", 405: "this path does not take this method"}
         message = known.get(error.status_code, "the request cannot be answered")
-        return error_response(
-            ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
+        return error_answer(
+            request.scope, ApiError(error.status_code, message, code="not_found" if error.status_code == 404 else None)
         )
 
     @app.exception_handler(ApiError)
     @app.exception_handler(KiloqError)
     async def told(request: Request, error: Exception) -> Response:
-        return error_response(api_error(error))
+        return error_answer(request.scope, api_error(error))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return error_response(api_error(error))
+        return error_answer(request.scope, api_error(error))
 
 
 def _add_health(app: FastAPI, service: Service, metrics: Metrics) -> None:
@@ -107,7 +111,7 @@ def _add_health(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return {"version": __version__}
 
 
-def _add_openai(app: FastAPI, service: Service) -> None:
+def _add_models(app: FastAPI, service: Service) -> None:
     def described(name: str) -> dict[str, Any]:
         found = {
             "id": name,
@@ -131,6 +135,8 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         """One of them."""
         return described(service.check_name(name))
 
+
+def _add_openai(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     @app.post("/compatible-mode/v1/chat/completions")
     async def chat(request: Request, body: ChatBody) -> Response:
@@ -139,7 +145,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         call = ChatCall(service, body)
         job = await call.submit()
         if body.stream:
-            return sse(_timed(request, [job], call.chunks()))
+            return sse(timed(request, [job], call.chunks()))
         return Json(await watched(request, [job], call.whole()))
 
     @app.post("/v1/completions")
@@ -150,8 +156,25 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         call = TextCall(service, body)
         jobs = await call.submit()
         if body.stream:
-            return sse(_timed(request, jobs, call.chunks()))
+            return sse(timed(request, jobs, call.chunks()))
         return Json(await watched(request, jobs, call.whole()))
+
+    @app.post("/v1/responses")
+    async def responses(request: Request, body: ResponsesBody) -> Response:
+        """OpenAI's responses, of which nothing is stored."""
+        service.model  # noqa: B018
+        call = ResponsesCall(service, body)
+        job = await call.submit()
+        if body.stream:
+            return sse(timed(request, [job], call.chunks()))
+        return Json(await watched(request, [job], call.whole()))
+
+    @app.post("/v1/embeddings")
+    @app.post("/compatible-mode/v1/embeddings")
+    async def vectors(body: EmbeddingBody) -> Response:
+        """Mean-pooled hidden states; see docs/serve.md."""
+        service.model  # noqa: B018
+        return Json(await embeddings(service, body))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
@@ -218,54 +241,3 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/ui/{name:path}", include_in_schema=False)
     async def asset(name: str) -> Response:
         return file(name)
-
-
-async def _timed(request: Request, jobs: list[Job], chunks: Any) -> Any:
-    """A stream that ends with an error when it takes too long, and is counted at its end."""
-    metrics, seconds = request.app.state.metrics, request.app.state.request_s
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    try:
-        async for chunk in chunks:
-            yield chunk
-            if loop.time() > deadline:
-                raise _too_long(seconds)
-    finally:
-        await chunks.aclose()
-        _close(metrics, jobs)
-
-
-async def watched(request: Request, jobs: list[Job], work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, unless the client goes away or it takes too long: then the jobs are cancelled."""
-    metrics, seconds = request.app.state.metrics, request.app.state.request_s
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
-            raise ApiError(499, "the client has gone away", code="client_closed_request")
-        raise _too_long(seconds)
-    except BaseExceptionGroup as group:  # of several jobs: the first one's trouble
-        raise group.exceptions[0] from None
-    finally:
-        for each in (task, gone):
-            each.cancel()
-            with suppress(BaseException):
-                await each
-        _close(metrics, jobs)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _close(metrics: Metrics, jobs: list[Job]) -> None:
-    for job in jobs:
-        job.cancel()
-        metrics.ended(job.request)
-
-
-def _too_long(seconds: float) -> ApiError:
-    return ApiError(504, f"the answer took longer than {seconds:g} s: ask for fewer tokens", "timeout_error", "timeout")

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kiloq.serve.dialects import error_answer
 from kiloq.serve.errors import ApiError
 from kiloq.serve.metrics import Metrics
-from kiloq.serve.stream import error_response
 
 log = logging.getLogger("kiloq.serve")
 
@@ -102,7 +102,7 @@ class Guard:
                 return
             await self._app(scope, await self._received(receive), sending)
         except ApiError as error:
-            await error_response(error)(scope, receive, sending)
+            await error_answer(scope, error)(scope, receive, sending)
         finally:
             self._record(seen, scope)
 

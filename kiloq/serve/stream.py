@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse, StreamingResponse
@@ -42,12 +42,17 @@ def error_response(error: ApiError) -> Json:
     return Json(error.openai(), error.status, headers=error.headers)
 
 
-def sse(chunks: AsyncIterator[bytes]) -> StreamingResponse:
-    """A stream of events. What goes wrong after it has begun is one more event, and its last."""
-    return StreamingResponse(_guarded(chunks), media_type="text/event-stream", headers=HEADERS)
+def failure(error: ApiError) -> bytes:
+    """The event that ends one of OpenAI's streams which went wrong."""
+    return event(error.openai())
 
 
-async def _guarded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def sse(chunks: AsyncIterator[bytes], written: Callable[[ApiError], bytes] = failure) -> StreamingResponse:
+    """A stream of events. What goes wrong after it has begun is one more event, as `written`, and its last."""
+    return StreamingResponse(_guarded(chunks, written), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _guarded(chunks: AsyncIterator[bytes], written: Callable[[ApiError], bytes]) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
             yield chunk
@@ -55,6 +60,6 @@ async def _guarded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         told = api_error(error)
         if told.status == 500:
             log.exception("a stream failed")
-        yield event(told.openai())
+        yield written(told)
     finally:
         await chunks.aclose()  # type: ignore[attr-defined]

@@ -237,6 +237,18 @@ StepRow row_of(const Decoder& decoder, const nb::tuple& given, const Ids& ids) {
     return row;
 }
 
+using Sums = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Adds the final norm's outputs of new tokens of a sequence to `sums` [hidden size].
+void pool(Decoder& self, Sequence& sequence, const Ids& ids, double alpha, const Sums& sums) {
+    const auto row_given = nb::make_tuple(nb::cast(&sequence, nb::rv_policy::reference), nb::cast(ids), alpha, 0, nb::none());
+    std::vector<StepRow> rows{row_of(self, row_given, ids)};
+    if (sums.shape(0) != static_cast<size_t>(self.weights().config.hidden_size)) throw std::invalid_argument("the sums are not as many as the hidden size");
+    rows[0].pooled = sums.data();
+    const Unlocked unlocked;
+    self.step(rows, std::function<bool()>());
+}
+
 // rows: (sequence, ids int32, alpha, wanted, (sampler, uniforms, banned) or None). Returns logits [all wanted, stride],
 // those of the last `wanted` tokens of each row, and the tokens that each row drew.
 nb::tuple step(Decoder& self, const nb::list& given, bool interruptible) {
@@ -315,6 +327,7 @@ void bind_decoder(nb::module_& module) {
         .def("open", [](const Decoder& self, const std::vector<const Page*>& pages) { return self.open(pages); },
              "pages"_a = nb::list(), nb::rv_policy::take_ownership,
              "A new sequence, which begins with the tokens of pages of this decoder; None where a window lacks some.")
+        .def("pool", &pool, "sequence"_a, "ids"_a, "alpha"_a, "sums"_a)
         .def("step", &step, "rows"_a, "interruptible"_a)
         .def_prop_ro("cache_blocks", [](Decoder& self) { return std::pair(self.pool().used(), self.pool().total()); }, "(used, allocated)")
         .def_prop_ro_static("block_tokens", [](nb::handle) { return kBlockTokens; })

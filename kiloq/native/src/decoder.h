@@ -73,6 +73,7 @@ struct StepRow {
     Sampler* sampler = nullptr;
     std::vector<double> uniforms;
     std::vector<int> banned;
+    double* pooled = nullptr;    // [hidden size]: the final norm's outputs of all tokens are added to it
     std::vector<int> drawn;      // counted by the sampler; empty: no sampler, or the logits are not numbers
     std::exception_ptr failure;  // of the sampler; `step` throws it
 };

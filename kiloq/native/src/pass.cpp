@@ -61,6 +61,7 @@ Pass::Pass(const Weights& weights, const CacheLayout& layout, int members, Scrat
             tokens_.push_back({static_cast<int>(r), part.position() + i, row.ids[index]});
         }
         frequencies_.push_back(frequencies(c_, row.alpha));
+        if (row.pooled != nullptr) pooling_.push_back(static_cast<int>(r));
         if (row.sampler != nullptr && part.begin + part.count == row.count) {
             drawing_.push_back({&row, first, static_cast<int>(wanted_.size())});
         }
@@ -103,11 +104,12 @@ void Pass::prepare_memory() {
     if (!drawing_.empty()) grow(s_.maxima, wanted_.size() * sampling_blocks());
 }
 
-// Stage 0 starts, kStages follow for every layer, the last three are the final norm, the head and the samplers.
-int Pass::stages() const { return 1 + static_cast<int>(w_.layers.size()) * kStages + 3; }
+// Stage 0 starts, kStages follow for every layer, the last four: pooling, the final norm, the head and the samplers.
+int Pass::stages() const { return 1 + static_cast<int>(w_.layers.size()) * kStages + 4; }
 
 int Pass::pieces(int stage) const {
     if (stage == 0) return tokens();
+    if (stage == stages() - 4) return static_cast<int>(pooling_.size());
     if (stage == stages() - 3) return static_cast<int>(wanted_.size());
     if (stage == stages() - 2) return wanted_.empty() ? 0 : matrix_pieces(w_.head);
     if (stage == stages() - 1) return static_cast<int>(drawing_.size());
@@ -125,6 +127,7 @@ int Pass::pieces(int stage) const {
 
 void Pass::run(int stage, int piece) {
     if (stage == 0) return begin(piece);
+    if (stage == stages() - 4) return pool(rows_[pooling_[piece]]);
     if (stage == stages() - 3) return norm(s_.x.data() + wanted_[piece].first * width(), w_.final_norm, w_.head, piece);
     if (stage == stages() - 2) return head(piece);
     if (stage == stages() - 1) return draw(drawing_[piece]);
@@ -268,6 +271,17 @@ void Pass::head(int piece) {
 
 std::span<float> Pass::maxima(int wanted) const {
     return {s_.maxima.data() + wanted * sampling_blocks(), sampling_blocks()};
+}
+
+// In the tokens' order, so that the sum does not depend on how they were cut into passes.
+void Pass::pool(const PassRow& part) {
+    thread_local std::vector<float> normed;
+    grow(normed, c_.hidden_size);
+    for (int i = 0; i < part.count; ++i) {
+        const float* x = s_.x.data() + static_cast<size_t>(part.first_token + i) * width();
+        k_.rows.normalise(x, w_.final_norm.data(), c_.norm_eps, c_.hidden_size, normed.data());
+        for (int j = 0; j < c_.hidden_size; ++j) part.row->pooled[j] += normed[j];
+    }
 }
 
 void Pass::draw(const Drawing& drawing) {

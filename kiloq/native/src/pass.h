@@ -91,6 +91,7 @@ private:
         int first, end;  // those of its logits that this pass computes, in wanted_
     };
     void draw(const Drawing& drawing);
+    void pool(const PassRow& part);
     size_t sampling_blocks() const { return (static_cast<size_t>(c_.vocab_size) + kSamplingBlock - 1) / kSamplingBlock; }
     std::span<float> maxima(int wanted) const;  // of the logits at this place in wanted_
 
@@ -112,6 +113,7 @@ private:
     std::vector<Token> tokens_;
     std::vector<std::pair<int, float*>> wanted_;  // token, where its logits go
     std::vector<Drawing> drawing_;
+    std::vector<int> pooling_;  // rows
     std::map<int, AttendPlan> plans_;             // by window
     std::vector<std::vector<float>> frequencies_;  // of each row
     const std::function<bool()>& interrupted_;

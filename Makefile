@@ -56,4 +56,5 @@ EXTRAS := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["p
 	@$(PIP) $(TORCH) >&2
 	@$(BIN)/python -c '$(EXTRAS)' > .venv/extras.txt
 	@$(PIP) --requirement .venv/extras.txt >&2
+	@if command -v npm chromium >/dev/null; then npm ci --silent --prefix tests/serve/ui >&2; fi  # for the page alone
 	@touch $@

@@ -193,7 +193,9 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
             ids = model.tokenizer.encode(text) if body.add_special_tokens is False else model.prompt_ids(text)
         answer = {"tokens": ids, "count": len(ids), "max_model_len": model.engine.max_length}
         if body.return_token_strs:
-            answer["token_strs"] = [model.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+            every = [model.tokenizer.token_bytes(token) for token in ids]
+            answer["token_strs"] = [each.decode("utf-8", "replace") for each in every]
+            answer["token_bytes"] = [list(each) for each in every]  # exact where a token is a part of a character
         return Json(answer)
 
     @app.post("/detokenize")

@@ -1,7 +1,7 @@
 """The HTTP application: routes of both dialects, health, metrics, and the page.
 
-FastAPI checks bodies and writes the openapi page; everything it would say about a mistake is said in OpenAI's shape
-instead. Requests that are not streams are watched too: who goes away before the answer is not answered.
+FastAPI checks bodies and writes the openapi page; what it would say about a mistake is said in the shape of the
+path's dialect instead. Requests that are not streams are watched too: who goes away before the answer is not answered.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def create_app(service: Service, rules: Rules | None = None, *, request_s: float
     """The application for one service."""
     app = FastAPI(title="kiloq", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics()
+    metrics.watch(service)
     app.state.service, app.state.metrics, app.state.request_s = service, metrics, request_s
     _handle_errors(app)
     _add_health(app, service, metrics)

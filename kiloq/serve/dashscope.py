@@ -13,9 +13,17 @@ from fastapi import Depends, FastAPI, Query, Request
 from starlette.responses import Response
 
 from kiloq.serve.dashscope_chat import Generation
-from kiloq.serve.dashscope_fields import Asked, EmbeddingBody, GenerationBody, Parameters, TokenizerBody
+from kiloq.serve.dashscope_fields import (
+    Asked,
+    EmbeddingParameters,
+    GenerationBody,
+    Parameters,
+    TextsBody,
+    TokenizerBody,
+)
 from kiloq.serve.dialects import DASHSCOPE, request_id
 from kiloq.serve.errors import ApiError
+from kiloq.serve.openai_embeddings import embedded
 from kiloq.serve.service import Service
 from kiloq.serve.stream import Json, sse
 from kiloq.serve.waiting import timed, watched
@@ -43,11 +51,13 @@ def add_dashscope(app: FastAPI, service: Service) -> None:
         return Json(await watched(request, [job], call.whole()))
 
     @app.post(f"{DASHSCOPE}/services/embeddings/text-embedding/text-embedding", dependencies=synchronous)
-    async def embedding(request: Request, body: EmbeddingBody) -> Response:
-        """DashScope's text embeddings."""
+    async def embedding(request: Request, body: TextsBody) -> Response:
+        """DashScope's text embeddings: mean-pooled hidden states, as at /v1/embeddings."""
         _check_model(service, body.model)
-        vectors, tokens = await embedded(service, _given(body.input).texts)
-        found = [{"text_index": place, "embedding": vector} for place, vector in enumerate(vectors)]
+        texts, parameters = _given(body.input).texts, body.parameters or EmbeddingParameters()
+        parameters.check(service.model.config.hidden_size)
+        vectors, tokens = await embedded(service, texts)
+        found = [{"text_index": place, "embedding": vector.tolist()} for place, vector in enumerate(vectors)]
         return _answer(request, {"embeddings": found}, {"total_tokens": tokens})
 
     @app.post(f"{DASHSCOPE}/tokenizer", dependencies=synchronous)
@@ -71,14 +81,6 @@ def add_dashscope(app: FastAPI, service: Service) -> None:
         page = names[(page_no - 1) * page_size : page_no * page_size]
         output = {"total": len(names), "page_no": page_no, "page_size": page_size}
         return _answer(request, {**output, "models": [_described(service, name) for name in page]})
-
-
-async def embedded(service: Service, texts: list[str]) -> tuple[list[list[float]], int]:
-    """A vector for each text, and the number of tokens of all of them. Raises ApiError."""
-    raise ApiError(
-        400, f"the model {service.names[0]!r:.100} makes no embeddings: ask a server of an embedding model",
-        code="model_access_denied",
-    )  # fmt: skip
 
 
 def _synchronous(request: Request) -> None:

@@ -40,6 +40,8 @@ class Generation:
         self._choice = read_choice(tools, self._parameters.tool_choice)
         messages = asked.conversation()
         goes_on = messages[-1].get("partial") is True  # DashScope's word for an answer that has been begun
+        if goes_on and messages[-1].get("role") != "assistant":
+            raise ApiError(400, "partial is true in a message that is not the assistant's: leave it out")
         sampling = self._parameters.sampling() | self._stops()
         return self._service.chat_prompt(messages, sampling, tools, self._choice, continue_final=goes_on)
 

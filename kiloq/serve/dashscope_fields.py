@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kiloq.core.errors import UsageError
+from kiloq.serve.errors import ApiError
 from kiloq.serve.fields import Body, ResponseFormat, Sampled, Token
-
-MAX_TEXTS = 128  # of one request for embeddings; ours
 
 
 class Turn(BaseModel):
@@ -105,13 +104,30 @@ class Texts(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+    texts: list[str]
 
 
-class EmbeddingBody(Body):
+class EmbeddingParameters(BaseModel):
+    """`parameters` of embeddings; text_type and instruct are for models that were trained with them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    dimension: int | None = None
+    output_type: Literal["dense", "sparse", "dense&sparse"] | None = None
+
+    def check(self, length: int) -> None:
+        """Raises ApiError for vectors that a model with hidden states of this length does not have."""
+        if self.dimension not in (None, length):
+            raise ApiError(400, f"parameters.dimension is {self.dimension}: this model's vectors have {length}")
+        if self.output_type not in (None, "dense"):
+            raise ApiError(400, f"parameters.output_type is {self.output_type!r}: this model's vectors are 'dense'")
+
+
+class TextsBody(Body):
     """POST /api/v1/services/embeddings/text-embedding/text-embedding."""
 
     input: Texts | None = None
+    parameters: EmbeddingParameters | None = None
 
 
 def _with_text_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,6 @@ _CODES = {  # of our own codes, where DashScope has one that says more than the 
     "empty_input": "BadRequest.EmptyInput",
     "empty_model": "BadRequest.EmptyModel",
     "generation_failed": "InternalError.Algo",
-    "model_access_denied": "Model.AccessDenied",
     "model_not_found": "ModelNotFound",
     "unsupported_operation": "UnsupportedOperation",
 }

@@ -9,8 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kiloq import __version__
-from kiloq.generate.model import Model
 from kiloq.generate.requests import Answer, Request
+from kiloq.serve.service import Service
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -62,9 +62,9 @@ class Metrics:
             self._between.observe(times.decode_s / times.decode_tokens)
         self._whole.observe(times.prefill_s + times.decode_s)
 
-    def watch(self, model: Model) -> None:
-        """The model is there: its engine's numbers are shown too."""
-        self._registry.register(_Engine(model))
+    def watch(self, service: Service) -> None:
+        """Shows the numbers of a service's engine too, once there is one."""
+        self._registry.register(_Engine(service))
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""
@@ -74,12 +74,15 @@ class Metrics:
 class _Engine(Collector):
     """The engine's state at the moment of reading."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[Metric]:
         """Gauges and counters."""
-        scheduler = self._model.engine.scheduler
+        if not self._service.ready:
+            return
+        model = self._service.model
+        scheduler = model.engine.scheduler
         blocks, counters = scheduler.blocks, scheduler.counters
         yield GaugeMetricFamily("kiloq:num_requests_running", "Answers in the making.", len(scheduler.running))
         yield GaugeMetricFamily("kiloq:num_requests_waiting", "Answers in the queue.", len(scheduler.waiting))
@@ -94,5 +97,5 @@ class _Engine(Collector):
         build.add_metric([__version__], 1)
         yield build
         info = GaugeMetricFamily("kiloq:model_info", "The model.", labels=["model", "weights", "engine"])
-        info.add_metric([self._model.name, self._model.dtype, self._model.backend], 1)
+        info.add_metric([model.name, model.dtype, model.backend], 1)
         yield info

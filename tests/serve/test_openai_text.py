@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from serving import Served, scripted_model, served
 from support import default_model
 
@@ -100,6 +101,19 @@ def test_while_it_loads_it_says_so_and_still_names_its_model() -> None:
         assert loading.client.get("/health").json() == {"status": "ok"}
         loading.service.draining = True
         assert loading.chat("say:x").status_code == 503
+
+
+def test_metrics_tell_of_the_engine_in_prometheus_own_form(server: Served) -> None:
+    complete(server, "say:ab\x01\x02")
+    families = {family.name: family for family in text_string_to_metric_families(server.client.get("/metrics").text)}
+    values = {name: sum(sample.value for sample in family.samples) for name, family in families.items()}
+    assert values["kiloq:num_requests_running"] == values["kiloq:num_requests_waiting"] == 0
+    assert values["kiloq:kv_cache_usage_perc"] == 0 and values["kiloq:model_info"] == 1
+    assert values["kiloq:prefix_cache_queries"] >= values["kiloq:prefix_cache_hits"] >= 0
+    for name in ("prompt_tokens", "generation_tokens", "request_success", "http_requests", "time_to_first_token_seconds",
+                 "inter_token_latency_seconds", "e2e_request_latency_seconds"):  # fmt: skip
+        assert values[f"kiloq:{name}"] > 0, name
+    assert {"kiloq:request_aborted", "kiloq:build_info", "kiloq:num_preemptions"} <= set(families)
 
 
 def test_log_likelihoods_are_those_of_an_uncached_pass() -> None:

@@ -188,7 +188,7 @@ class Clients:
     async def freeing_s(self) -> float:
         """How long the cache stays in use behind a client that leaves a long answer."""
         _, writer = await self._connect()
-        body = self._body("Tell me a very long story.", stream=True, tokens=4000, ignore_eos=True)
+        body = self._body("Tell me a very long story.", stream=True, tokens=1500, ignore_eos=True)
         writer.write(self._head(len(body)) + body)
         while await self.gauge("kiloq:num_requests_running") < 1:
             await asyncio.sleep(0.01)
@@ -239,20 +239,23 @@ async def soak(server: servers.ServerProcess, seconds: float, seed: int) -> dict
     }
 
 
-def verdicts(figures: dict[str, Any]) -> list[str]:
-    """A sentence for everything that does not hold."""
+def verdicts(figures: dict[str, Any], *, timed: bool = True) -> list[str]:
+    """A sentence for everything that does not hold; timed: of times and memory, too."""
     failures = sum(count for name, count in figures["outcomes"].items() if ": 5" in name and ": 503" not in name)
     checks = {
         "the server has ended": figures["alive"],
         f"{failures} answers were server errors": failures == 0,
         f"answers differ from those without load: {figures['wrong_answers']}": not figures["wrong_answers"],
         "answers after the load differ": figures["right_afterwards"],
-        f"memory grew by {figures['growth']:.1%}": figures["growth"] <= MOST_GROWTH,
-        f"refusals took {figures['refusal_s']['p95']} s": figures["refusal_s"]["p95"] <= MOST_REFUSAL_S,
-        f"freeing took {figures['freeing_s']} s": figures["freeing_s"][len(figures["freeing_s"]) // 2]
-        <= MOST_FREEING_S,
         "blocks are in use while nothing runs": figures["blocks_in_use"] == 0,
     }
+    if timed:
+        freeing, refusal = figures["freeing_s"], figures["refusal_s"]["p95"]
+        checks |= {
+            f"memory grew by {figures['growth']:.1%}": figures["growth"] <= MOST_GROWTH,
+            f"refusals took {refusal} s": refusal <= MOST_REFUSAL_S,
+            f"freeing took {freeing} s": freeing[len(freeing) // 2] <= MOST_FREEING_S,
+        }
     return [sentence for sentence, holds in checks.items() if not holds]
 
 
@@ -261,6 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1200.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--untimed", action="store_true", help="judge neither times nor memory, for shared machines")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     server = servers.kiloq(
@@ -272,7 +276,7 @@ def main() -> int:
         code = server.stop()
     figures["exit_code"] = code
     print(json.dumps(figures, indent=1))
-    failed = verdicts(figures) + ([f"its exit code was {code}"] if code else [])
+    failed = verdicts(figures, timed=not options.untimed) + ([f"its exit code was {code}"] if code else [])
     for sentence in failed:
         print(f"DOES NOT HOLD: {sentence}")
     print(record.write("soak", figures, options.out))

@@ -39,6 +39,7 @@ class Server(uvicorn.Server):
         self._service.end()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """A second signal ends it at once."""
+        """A second signal ends it at once. uvicorn would raise the first again at the end; here an asked end is none."""
         self._service.draining = True
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit
+        self.should_exit = True

@@ -43,6 +43,7 @@ VERBS = {
     "show": Verb("kiloq.convert.command", "show_command", "Print what a model, tokenizer or file is."),
     "serve": Verb("kiloq.serve.command", "serve_command", "Serve a model over HTTP: OpenAI, DashScope, a web page."),
     "bench": Verb("kiloq.generate.bench", "bench_command", "Measure how fast this machine runs a model."),
+    "bench serve": Verb("kiloq.serve.bench", "bench_serve_command", "Measure a running server under load."),
     "doctor": Verb("kiloq.generate.doctor", "doctor_command", "Report what this machine offers and what is missing."),
 }
 
@@ -102,7 +103,9 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
+        name, two = args[0], " ".join(args[:2])
+        if len(args) > 1 and two in VERBS:
+            return two, self.get_command(ctx, two), args[2:]
         if name in VERBS or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches

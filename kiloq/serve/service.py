@@ -201,8 +201,9 @@ class Service:
         if room < 1 or (asked is not None and asked > room):
             answer = f" and {asked} for the answer" if asked is not None else ""
             raise ContextError(
-                f"the model's context is {limit} tokens, and this request asks for {len(ids)} in the prompt{answer}: "
-                "shorten the messages or lower max_tokens"
+                # litellm knows by OpenAI's own first words, and by nothing else, that a larger model would have done
+                f"this model's maximum context length is {limit} tokens, and this request asks for {len(ids)} in the "
+                f"prompt{answer}: shorten the messages or lower max_tokens"
             )
         fields["max_new_tokens"] = room if asked is None else asked
         return self.model.params(**fields)

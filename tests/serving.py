@@ -5,7 +5,6 @@ The scripted model answers a conversation with whatever follows "say:" in its la
 
 from __future__ import annotations
 
-import codecs
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -49,22 +48,8 @@ class ScriptedTokenizer(ByteVocabulary):
     def decode(self, ids: Sequence[int], errors: str = "replace") -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors)
 
-    def stream(self, *, skip_special: bool = False, continues: bool = False) -> Any:
-        return _Bytes()
-
     def is_special(self, token: int) -> bool:
         return token == EOS
-
-
-class _Bytes:
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        return self._decoder.decode(bytes([token]) if token < 256 else b"")
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
 
 
 def _next(sequence: list[int]) -> int:

@@ -143,32 +143,20 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     async def chat(request: Request, body: ChatBody) -> Response:
         """OpenAI's chat completions."""
         service.model  # noqa: B018
-        call = ChatCall(service, body)
-        job = await call.submit()
-        if body.stream:
-            return sse(timed(request, [job], call.chunks()))
-        return Json(await watched(request, [job], call.whole()))
+        return await _answer(request, ChatCall(service, body), body.stream)
 
     @app.post("/v1/completions")
     @app.post("/compatible-mode/v1/completions")
     async def completions(request: Request, body: CompletionBody) -> Response:
         """OpenAI's text completions."""
         service.model  # noqa: B018
-        call = TextCall(service, body)
-        jobs = await call.submit()
-        if body.stream:
-            return sse(timed(request, jobs, call.chunks()))
-        return Json(await watched(request, jobs, call.whole()))
+        return await _answer(request, TextCall(service, body), body.stream)
 
     @app.post("/v1/responses")
     async def responses(request: Request, body: ResponsesBody) -> Response:
         """OpenAI's responses, of which nothing is stored."""
         service.model  # noqa: B018
-        call = ResponsesCall(service, body)
-        job = await call.submit()
-        if body.stream:
-            return sse(timed(request, [job], call.chunks()))
-        return Json(await watched(request, [job], call.whole()))
+        return await _answer(request, ResponsesCall(service, body), body.stream)
 
     @app.post("/v1/embeddings")
     @app.post("/compatible-mode/v1/embeddings")
@@ -176,6 +164,14 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         """Mean-pooled hidden states; see docs/serve.md."""
         service.model  # noqa: B018
         return Json(await embeddings(service, body))
+
+
+async def _answer(request: Request, call: ChatCall | TextCall | ResponsesCall, stream: bool | None) -> Response:
+    """Queues a call and answers it, in events or at once."""
+    jobs = await call.submit()
+    if stream:
+        return sse(timed(request, jobs, call.chunks()))
+    return Json(await watched(request, jobs, call.whole()))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

@@ -65,12 +65,12 @@ class ChatCall:
             body.messages, sampling, tools, self._choice, continue_final=body.continue_final_message
         )
 
-    async def submit(self) -> Job:
+    async def submit(self) -> list[Job]:
         """Queues it. Raises ApiError or KiloqError for what cannot be answered."""
         constraint = await chat_constraint(self._service, self._body.response_format, self._prompt, self._choice)
         self._job = self._service.submit(self._prompt, constraint)
         self._readers = self._service.readers(self._prompt, self._job)
-        return self._job
+        return [self._job]
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""

@@ -64,13 +64,13 @@ class ResponsesCall:
         self._items: list[dict[str, Any]] = []
         self._number = 0
 
-    async def submit(self) -> Job:
+    async def submit(self) -> list[Job]:
         """Queues it."""
         form = (self._body.text or {}).get("format")
         constraint = await chat_constraint(self._service, _format(form), self._prompt, self._choice)
         self._job = self._service.submit(self._prompt, constraint)
         (self._reader,) = self._service.readers(self._prompt, self._job)
-        return self._job
+        return [self._job]
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""

@@ -134,6 +134,12 @@ def sampling(figures: Figures) -> str:
     return f"steep logits at most {steep:.1%}, flat ones {flat:.1%}"
 
 
+def vllm(figures: Figures) -> str:
+    """Tokens that agree."""
+    equal = sum(row["equal_tokens"] for row in figures["answers"])
+    return f"{equal} of {figures['prompts'] * figures['tokens']} (vLLM {figures['vllm']})"
+
+
 ROWS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("engines", "`kiloq generate smollm2 Hi` to its first token, and xllamacpp's", start),
     ("engines", "decoding alone, share of the read bandwidth measured beside it", bandwidth),
@@ -143,6 +149,7 @@ ROWS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("long-context", "a token behind 32,768, default model, int8 cache", context),
     ("speculation", "guessing by looking into the prompt, same answers", guesses),
     ("quantisation-quality", "perplexity after quantising, groups of 128", quality),
+    ("vllm", "greedy tokens of `convert --to qwen2` in vLLM, equal to ours", vllm),
     ("quantisation-speed", "GPTQ of 0.5 billion weights", speed),
     ("loading", "loading 7 billion weights in 4 bits", loading),
 )

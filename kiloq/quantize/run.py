@@ -68,6 +68,7 @@ def quantise_model(
             tensors |= packed(f"layers.{at}.{name}", done.integers[name])
         seconds = time.monotonic() - began
         work.save(at, tensors, states, {"errors": done.errors, "seconds": seconds})
+        source.release_pages()  # what has been read would stand beside what the plan counts
         if progress is not None:
             progress(at, layers, done.errors, seconds)
     figures = [work.figures(at) for at in range(layers)]

@@ -7,7 +7,7 @@ time is converted, so the peak is the model's own size plus its largest tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,12 @@ from kiloq.generate.engine import Limits
 from kiloq.generate.model import Model
 from kiloq.generate.native_backend import NativeBackend
 from kiloq.generate.params import SamplingParams
+from kiloq.generate.stage_plan import StagePlan
 from kiloq.model.flops import weight_bytes
 from kiloq.tokenize.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
-
-    from kiloq.generate.torch_backend import TorchBackend
 
 WEIGHTS = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
 CACHES = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -52,6 +51,7 @@ def load(
     engine: str = "auto",
     threads: int = 0,
     packed: str | Path | None = None,
+    stages: int | StagePlan = 1,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -67,16 +67,14 @@ def load(
     threads: of the native engine; 0: as many as the process may use.
     packed: a file for the native engine's packed weights: written at the first load and mapped at the next ones, which
         then start at once and share its memory; written again when the model's files or `weights` change.
+    stages: processes that PyTorch splits the layers over; on GPUs each has one of its own.
     limits: of the engine's queue and cache, for servers.
     progress: called with one line for each step.
     Raises MissingError, FormatError or UsageError with one sentence.
     """
     say = progress or (lambda line: None)
-    _check_choice("weights", weights, WEIGHTS)
-    _check_choice("kv", kv, CACHES)
-    _check_choice("engine", engine, ENGINES)
-    if type(threads) is not int or not 0 <= threads <= machine.allowed_cores():
-        raise UsageError(f"threads is {threads!r:.60}: it must be a whole number from 0 to {machine.allowed_cores()}, the cores that this process may use")  # fmt: skip
+    plan = stages if isinstance(stages, StagePlan) else StagePlan(stages)
+    _check_options(weights, kv, engine, threads, plan)
     if not isinstance(name_or_path, (str, Path)) or not str(name_or_path):
         raise UsageError(f"the model is {name_or_path!r:.60}: give a name such as smollm2, a folder or a .gguf file")
     path = resolve(name_or_path)
@@ -86,13 +84,13 @@ def load(
     if source.tokenizer_path is not None:
         say("reading the tokenizer")
         tokenizer = Tokenizer.load(source.tokenizer_path)
-    module = _native_engine(source, weights, kv, device, engine)
+    module = _native_engine(source, weights, kv, device, engine if plan.count == 1 else "torch")
     if module is not None:
         backend: Backend = _native_backend(module, source, weights, kv, threads, Path(packed) if packed else None, say)
     elif packed:
         raise UsageError("packed weights are the native engine's, and PyTorch runs here: leave packed out")
     else:
-        backend = _torch_backend(source, weights, kv, device, say)
+        backend = _torch_backend(source, weights, kv, device, plan, say)
     return Model(
         backend,
         tokenizer,
@@ -105,9 +103,13 @@ def load(
     )
 
 
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{option} is {value!r:.60}: it must be one of {', '.join(choices)}")
+def _check_options(weights: str, kv: str, engine: str, threads: int, plan: StagePlan) -> None:
+    for option, value, choices in (("weights", weights, WEIGHTS), ("kv", kv, CACHES), ("engine", engine, ENGINES)):
+        if value not in choices:
+            raise UsageError(f"{option} is {value!r:.60}: it must be one of {', '.join(choices)}")
+    if type(threads) is not int or not 0 <= threads <= machine.allowed_cores():
+        raise UsageError(f"threads is {threads!r:.60}: it must be a whole number from 0 to {machine.allowed_cores()}, the cores that this process may use")  # fmt: skip
+    plan.check_engine(engine)
 
 
 def _native_engine(source: ModelSource, weights: str, kv: str, device: str, engine: str) -> Any | None:
@@ -159,7 +161,7 @@ def _native_backend(
     return NativeBackend(decoder, source.config, dtype=main, kv=cache, threads=threads)
 
 
-def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, say: Progress) -> TorchBackend:
+def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, plan: StagePlan, say: Progress) -> Backend:
     try:
         import torch
     except ImportError:
@@ -175,19 +177,39 @@ def _torch_backend(source: ModelSource, weights: str, kv: str, device: str, say:
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     chosen = weights if weights != "auto" else _auto_dtype(source, place.type)
     say(f"loading the weights as {chosen}")
+    if plan.count > 1:
+        from kiloq.generate.stages import StagedBackend
+
+        places = plan.places(str(place), torch.cuda.device_count())
+        return StagedBackend(source, plan, places, chosen, kv if kv != "auto" else chosen, say)
     with torch.device("meta"):
         network = Network(source.config)
-    state, broken, names = {}, [], source.names()
-    for at, name in enumerate(names):
-        tensor = as_torch(source.tensor(name)).to(device=place, dtype=dtypes[chosen])
-        if not _finite(tensor):
-            broken.append(name)
-        state[name] = tensor
-        say(f"loading the weights as {chosen}: {(at + 1) / len(names):.0%}")
+    names = {name: name for name in source.names()}
+    state, broken = read_state(
+        source, names, place, dtypes[chosen], lambda share: say(f"loading the weights as {chosen}: {share:.0%}")
+    )
     source.warn_of_broken(broken)
     network.load_state_dict(state, assign=True)
     network.requires_grad_(False)
     return TorchBackend(network, cache_dtype=dtypes.get(kv))
+
+
+def read_state(
+    source: ModelSource,
+    names: Mapping[str, str],
+    place: torch.device,
+    dtype: torch.dtype,
+    tell: Callable[[float], None],
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """(tensors by the names of parameters, of the source's names for them; the latter that hold NaN or infinity)."""
+    state, broken = {}, []
+    for at, (name, stored) in enumerate(names.items()):
+        tensor = as_torch(source.tensor(stored)).to(device=place, dtype=dtype)
+        if not _finite(tensor):
+            broken.append(stored)
+        state[name] = tensor
+        tell((at + 1) / len(names))
+    return state, broken
 
 
 def as_torch(array: Any) -> torch.Tensor:

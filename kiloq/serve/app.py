@@ -2,6 +2,7 @@
 
 FastAPI checks bodies and writes the openapi page; what it would say about a mistake is said in the shape of the
 path's dialect instead. Requests that are not streams are watched too: who goes away before the answer is not answered.
+What may take long with a long text (its tokens) is done in threads, so that it delays nobody else.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from kiloq import __version__
-from kiloq.core.errors import KiloqError
+from kiloq.core.errors import KiloqError, UsageError
+from kiloq.serve.body import StrictRoute
 from kiloq.serve.dashscope import add_dashscope
 from kiloq.serve.dialects import error_answer, place_of
 from kiloq.serve.errors import ApiError, api_error
@@ -27,6 +30,7 @@ from kiloq.serve.openai_chat import ChatCall
 from kiloq.serve.openai_embeddings import EmbeddingBody, embeddings
 from kiloq.serve.openai_responses import ResponsesBody, ResponsesCall
 from kiloq.serve.openai_text import TextCall
+from kiloq.serve.openapi import describe
 from kiloq.serve.service import Service
 from kiloq.serve.stream import Json, error_response, sse
 from kiloq.serve.waiting import timed, watched
@@ -39,11 +43,15 @@ PAGE_POLICY = (
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 REQUEST_S = 600.0  # ours: longer than any answer that somebody waits for
+MAX_REQUEST_S = 7 * 86_400
 
 
 def create_app(service: Service, rules: Rules | None = None, *, request_s: float = REQUEST_S) -> Guard:
     """The application for one service."""
+    if not 0 < request_s <= MAX_REQUEST_S:
+        raise UsageError(f"a request may take {request_s:g} s: give a --timeout above 0, up to {MAX_REQUEST_S}")
     app = FastAPI(title="kiloq", version=__version__, docs_url=None, redoc_url=None)
+    app.router.route_class = StrictRoute
     metrics = Metrics()
     metrics.watch(service)
     app.state.service, app.state.metrics, app.state.request_s = service, metrics, request_s
@@ -54,25 +62,25 @@ def create_app(service: Service, rules: Rules | None = None, *, request_s: float
     _add_tokens(app, service)
     add_dashscope(app, service)
     _add_page(app)
-    return Guard(app, rules or Rules(), metrics)
+    rules = rules or Rules()
+    describe(app, keys=bool(rules.keys))
+    return Guard(app, rules, metrics)
 
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return error_answer(
-                request.scope, ApiError(400, "the body is not JSON: send an object", code="invalid_json")
-            )
         place = place_of(request.scope, first["loc"])
-        return error_answer(
-            request.scope,
-            ApiError(400, f"{place or 'the body'}: {first['msg']}"[:500], param=place or None, code="invalid_value"),
-        )
+        told = f"{place or 'the body'}: {first['msg']}"[:500]
+        if not place and request.method == "POST" and "json" not in request.headers.get("content-type", "").lower():
+            told = "the body is not sent as JSON: add the header 'Content-Type: application/json'"
+        return error_answer(request.scope, ApiError(400, told, param=place or None, code="invalid_value"))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ApiError):  # FastAPI's own words about a body that our reader has refused
+            return error_answer(request.scope, error.__cause__)
         known = {404: "there is no such path here: see /openapi.json", 405: "this path does not take this method"}
         message = known.get(error.status_code, "the request cannot be answered")
         return error_answer(
@@ -143,27 +151,27 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     async def chat(request: Request, body: ChatBody) -> Response:
         """OpenAI's chat completions."""
         service.model  # noqa: B018
-        return await _answer(request, ChatCall(service, body), body.stream)
+        return await _answer(request, await run_in_threadpool(ChatCall, service, body), body.stream)
 
     @app.post("/v1/completions")
     @app.post("/compatible-mode/v1/completions")
     async def completions(request: Request, body: CompletionBody) -> Response:
         """OpenAI's text completions."""
         service.model  # noqa: B018
-        return await _answer(request, TextCall(service, body), body.stream)
+        return await _answer(request, await run_in_threadpool(TextCall, service, body), body.stream)
 
     @app.post("/v1/responses")
     async def responses(request: Request, body: ResponsesBody) -> Response:
         """OpenAI's responses, of which nothing is stored."""
         service.model  # noqa: B018
-        return await _answer(request, ResponsesCall(service, body), body.stream)
+        return await _answer(request, await run_in_threadpool(ResponsesCall, service, body), body.stream)
 
     @app.post("/v1/embeddings")
     @app.post("/compatible-mode/v1/embeddings")
-    async def vectors(body: EmbeddingBody) -> Response:
+    async def vectors(request: Request, body: EmbeddingBody) -> Response:
         """Mean-pooled hidden states; see docs/serve.md."""
         service.model  # noqa: B018
-        return Json(await embeddings(service, body))
+        return Json(await watched(request, [], embeddings(service, body)))
 
 
 async def _answer(request: Request, call: ChatCall | TextCall | ResponsesCall, stream: bool | None) -> Response:
@@ -176,7 +184,7 @@ async def _answer(request: Request, call: ChatCall | TextCall | ResponsesCall, s
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> Any:
+    def tokenize(body: TokenizeBody) -> Any:
         """The token ids of a text or a conversation."""
         service.check_name(body.model)
         model = service.model
@@ -196,7 +204,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         return Json(answer)
 
     @app.post("/detokenize")
-    async def detokenize(body: DetokenizeBody) -> Any:
+    def detokenize(body: DetokenizeBody) -> Any:
         """The text of token ids."""
         service.check_name(body.model)
         model = service.model

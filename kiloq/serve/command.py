@@ -15,6 +15,7 @@ import click
 
 from kiloq.core.errors import KiloqError, MissingError, UsageError
 from kiloq.generate.options import loading, model_options
+from kiloq.generate.stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from kiloq.serve.service import Service
@@ -39,6 +40,19 @@ KEYS = "KILOQ_API_KEYS"
 @click.option(
     "--drain", default=30, show_default=True, type=click.IntRange(0, 3600), help="Seconds to finish at the end."
 )
+@click.option(
+    "--stages",
+    default=1,
+    show_default=True,
+    metavar="N",
+    type=int,
+    help="Processes to split the layers over; PyTorch only.",
+)
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where stages meet [default: a private file, no port].")
+@click.option(
+    "--rendezvous-anywhere", is_flag=True,
+    help="HOST may be one that others can reach. torch.distributed has no authentication: they could take part.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Log lines as JSON.")
 @model_options
 def serve_command(model: str, host: str, port: int, **options: Any) -> None:
@@ -54,6 +68,8 @@ def serve_command(model: str, host: str, port: int, **options: Any) -> None:
         raise UsageError(
             f"--host {host} lets others reach the server: give it a key with --key-file or {KEYS}, or leave --host out"
         )
+    plan = StagePlan(options["stages"], options["rendezvous"], options["rendezvous_anywhere"])
+    plan.check_engine(options["engine"])
     try:
         import uvicorn
     except ImportError:
@@ -74,7 +90,7 @@ def serve_command(model: str, host: str, port: int, **options: Any) -> None:
         server_header=False, h11_max_incomplete_event_size=64 << 10,
     )  # fmt: skip
     server = Server(config, service)
-    loader = threading.Thread(target=_load, args=(service, server, model, sockets[0], options), daemon=True)
+    loader = threading.Thread(target=_load, args=(service, server, model, plan, sockets[0], options), daemon=True)
     loader.start()
     server.run(sockets=sockets)
     if service.failure is not None:
@@ -96,8 +112,8 @@ def _keys(given: tuple[str, ...], file: Path | None) -> list[str]:
     return keys
 
 
-def _load(service: Service, server: Any, name: str, socket: Any, options: dict[str, Any]) -> None:
-    """Loads the model while the server already answers that it does."""
+def _load(service: Service, server: Any, name: str, plan: StagePlan, socket: Any, options: dict[str, Any]) -> None:
+    """Loads the model while the server already answers that it does; then watches its other processes, if any."""
     from kiloq.generate.engine import Limits
     from kiloq.generate.load import load
     from kiloq.serve.logs import Progress, say
@@ -105,7 +121,7 @@ def _load(service: Service, server: Any, name: str, socket: Any, options: dict[s
     try:
         cache = _cache_bytes(options["cache_gib"])
         limits = Limits(cache, options["concurrency"], options["queue"])
-        model = load(name, limits=limits, progress=Progress(), **loading(options))
+        model = load(name, stages=plan, limits=limits, progress=Progress(), **loading(options))
         service.begin(model)
     except KiloqError as error:
         service.failure = str(error)
@@ -123,6 +139,19 @@ def _load(service: Service, server: Any, name: str, socket: Any, options: dict[s
     )  # fmt: skip
     for warning in model.warnings:
         say("warning", detail=warning)
+    if plan.count > 1:
+        _watch(service, server, model)
+
+
+def _watch(service: Service, server: Any, model: Any) -> None:
+    """Ends the server when a stage has failed: whatever runs it can start it again."""
+    from kiloq.serve.logs import say
+
+    failure = model.engine.backend.wait_for_failure()
+    if failure is not None:
+        say("failed", detail=failure)
+        service.failure = failure
+        server.should_exit = True
 
 
 def _cache_bytes(gib: float | None) -> int:

@@ -1,6 +1,6 @@
 """What an answer must be: response_format and a call that is required, as a constraint of the engine.
 
-Grammars are compiled in a thread of their own, so that a hard one delays no other request.
+Grammars are compiled in threads of their own, so that a hard one delays no request without any.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from kiloq.serve.errors import ApiError
 from kiloq.serve.fields import ResponseFormat
 from kiloq.serve.service import Prompt, Service
 
-ANY_OBJECT = {"type": "object"}
-
 
 async def chat_constraint(
     service: Service, form: ResponseFormat | None, prompt: Prompt, choice: ToolChoice
@@ -25,7 +23,7 @@ async def chat_constraint(
     spec = call_spec(prompt, choice) if choice.mode in ("required", "named") else format_spec(form)
     if spec is None:
         return None
-    return await asyncio.to_thread(service.compiler().compile, spec)
+    return await asyncio.get_running_loop().run_in_executor(service.form_threads, service.compiler().compile, spec)
 
 
 def format_spec(form: ResponseFormat | None) -> Any | None:
@@ -75,9 +73,11 @@ def _call_rule(place: int, tool: Tool, prompt: Prompt) -> str:
     return f"call_{place}: {' '.join(parts)}\narguments_{place}: {arguments}"
 
 
-def _schema(tool: Tool) -> Any:
-    parameters = tool.openai()["function"].get("parameters") or ANY_OBJECT
-    return parameters if parameters.get("type") == "object" else {**ANY_OBJECT, **parameters}
+def _schema(tool: Tool) -> dict[str, Any]:
+    """The arguments' schema. What it does not name is forbidden unless it says otherwise: a small model goes on for ever
+    inventing fields where it may."""
+    parameters = tool.openai()["function"].get("parameters") or {}
+    return {"additionalProperties": False, "properties": {}, **parameters, "type": "object"}
 
 
 def _literal(text: str) -> str:

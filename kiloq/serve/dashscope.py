@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kiloq.serve.dashscope_chat import Generation
@@ -44,7 +45,7 @@ def add_dashscope(app: FastAPI, service: Service) -> None:
         _check_model(service, body.model)
         service.model  # noqa: B018 - asked for its refusal
         asked, parameters = _given(body.input), body.parameters or Parameters()
-        call = Generation(service, asked, parameters, request_id(request.scope))
+        call = await run_in_threadpool(Generation, service, asked, parameters, request_id(request.scope))
         job = await call.submit()
         if _wants_events(request):
             return sse(timed(request, [job], call.chunks()), call.failure)
@@ -56,12 +57,12 @@ def add_dashscope(app: FastAPI, service: Service) -> None:
         _check_model(service, body.model)
         texts, parameters = _given(body.input).texts, body.parameters or EmbeddingParameters()
         parameters.check(service.model.config.hidden_size)
-        vectors, tokens = await embedded(service, texts)
+        vectors, tokens = await watched(request, [], embedded(service, texts))
         found = [{"text_index": place, "embedding": vector.tolist()} for place, vector in enumerate(vectors)]
         return _answer(request, {"embeddings": found}, {"total_tokens": tokens})
 
     @app.post(f"{DASHSCOPE}/tokenizer", dependencies=synchronous)
-    async def tokenizer(request: Request, body: TokenizerBody) -> Response:
+    def tokenizer(request: Request, body: TokenizerBody) -> Response:
         """The tokens of a prompt's text, or those that a conversation is for the model."""
         _check_model(service, body.model)
         ids = _ids(service, _given(body.input))

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kiloq.serve.errors import ApiError
 from kiloq.serve.service import MAX_CHOICES, MAX_STOPS
 
+MOST_TOKENS = 1 << 31  # as in SamplingParams; what is longer than the context has a sentence of its own
+
 Token = Annotated[int, Field(ge=0)]
 Texts = str | list[str]
 
@@ -36,7 +38,7 @@ class StreamOptions(BaseModel):
 class Sampled(Body):
     """The fields of chat and text completions alike; sampling beyond OpenAI's has vLLM's names."""
 
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = None
@@ -49,7 +51,7 @@ class Sampled(Body):
     stop: Texts | None = None
     stop_token_ids: list[Token] | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -100,7 +102,7 @@ class ChatBody(Sampled):
     """POST /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None

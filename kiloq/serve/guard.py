@@ -30,6 +30,7 @@ log = logging.getLogger("kiloq.serve")
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_HEADERS = 100
+MAX_HEADER_BYTES = 64 << 10  # as in connection.py, for other servers and for heads that come in one piece
 MAX_BODY_BYTES = 4 << 20
 BODY_S = 30.0  # in which a body must come
 SECURITY_HEADERS = [
@@ -74,14 +75,18 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
+        if scope["type"] == "websocket":  # there are none, and what is not here cannot be open by mistake
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = (
-            given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else secrets.token_hex(16)
-        )
+        plain = (
+            given.isascii() and given.isprintable() and not set(' "') & set(given)
+        )  # else it could look like others' log fields
+        request_id = given if plain and 0 < len(given) <= 128 else secrets.token_hex(16)
         seen = _Seen(request_id, scope["path"], scope["method"], headers)
         scope.setdefault("state", {})["request_id"] = request_id
         origin = headers.get(b"origin", b"").decode("latin-1")
@@ -93,10 +98,14 @@ class Guard:
                 if origin in self._rules.origins:
                     extra += _allowed(origin)
                 message = {**message, "headers": [*message["headers"], *extra]}
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:  # uvloop's, where the client has reset the connection a moment ago
+                if "closed" not in str(error):
+                    raise
 
         try:
-            self._check(seen, len(scope["headers"]), origin)
+            self._check(seen, scope, origin)
             if scope["method"] == "OPTIONS" and origin:
                 await _preflight()(scope, receive, sending)
                 return
@@ -106,11 +115,15 @@ class Guard:
         finally:
             self._record(seen, scope)
 
-    def _check(self, seen: _Seen, header_count: int, origin: str) -> None:
-        host = seen.headers.get(b"host", b"").decode("latin-1")
-        if header_count > MAX_HEADERS:
-            raise ApiError(431, f"the request has {header_count} headers: at most {MAX_HEADERS} are taken")
-        if origin and origin not in self._rules.origins and origin.split("://")[-1] != host:
+    def _check(self, seen: _Seen, scope: Scope, origin: str) -> None:
+        host = seen.headers.get(b"host", b"").decode("latin-1").lower()
+        count = len(scope["headers"])
+        if count > MAX_HEADERS:
+            raise ApiError(431, f"the request has {count} headers: at most {MAX_HEADERS} are taken")
+        size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"])
+        if size > MAX_HEADER_BYTES:
+            raise ApiError(431, f"the request's headers have {size} bytes: at most {MAX_HEADER_BYTES} are taken")
+        if origin and origin not in self._rules.origins and origin.split("://")[-1].lower() != host:
             raise ApiError(
                 403, "this origin may not use the server: start it with --cors-origin to allow it", "permission_error"
             )

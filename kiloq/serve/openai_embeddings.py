@@ -3,13 +3,13 @@ says so in its model's name for people: `owned_by` is kiloq, and docs/serve.md t
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 
 from kiloq.serve.errors import ApiError
 from kiloq.serve.fields import Body, Token
@@ -48,15 +48,17 @@ async def embeddings(service: Service, body: EmbeddingBody) -> dict[str, Any]:
 
 
 async def embedded(service: Service, inputs: list[Any]) -> tuple[list[NDArray[np.float32]], int]:
-    """Vectors of texts or token ids, one after the other beside the engine's own steps, and the tokens of all."""
+    """Vectors of texts or token ids, and the tokens of all. Beside the engine's own steps: one text at a time, whoever
+    asks, so that many askers take neither all threads nor all of the processor."""
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise ApiError(400, f"input has {len(inputs)} texts: it can have 1 to {MAX_INPUTS}", param="input")
     model = service.model
     vectors, tokens = [], 0
     for each in inputs:
-        ids = model.prompt_ids(each)
+        ids = await run_in_threadpool(model.prompt_ids, each)
         tokens += len(ids)
-        vectors.append(await asyncio.to_thread(model.embedding, ids))
+        async with service.embedding_turn:
+            vectors.append(await run_in_threadpool(model.embedding, ids))
     return vectors, tokens
 
 

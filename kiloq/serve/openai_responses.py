@@ -17,7 +17,7 @@ from kiloq.chat.calls import CallArguments, CallStart, Event, TextDelta
 from kiloq.chat.definitions import read_choice, read_tools
 from kiloq.serve.constraints import chat_constraint
 from kiloq.serve.errors import ApiError
-from kiloq.serve.fields import Body, ResponseFormat
+from kiloq.serve.fields import MOST_TOKENS, Body, ResponseFormat
 from kiloq.serve.runner import Job
 from kiloq.serve.service import Service
 from kiloq.serve.stream import PING, PING_S, compact
@@ -28,7 +28,7 @@ class ResponsesBody(Body):
 
     input: str | list[dict[str, Any]]
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool | None = None

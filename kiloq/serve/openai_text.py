@@ -30,6 +30,7 @@ class TextCall:
 
     def __init__(self, service: Service, body: CompletionBody) -> None:
         self._service, self._body = service, body
+        self._tokenizer = service.model.tokenizer  # the service refuses once it ends, but this is still answered
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._name = service.check_name(body.model)
@@ -128,9 +129,8 @@ class TextCall:
         before: list[TokenLogprob | None] = []
         if body.echo:
             prompt = list(job.request.prompt)
-            tokenizer = self._service.model.tokenizer
-            text = tokenizer.decode(prompt) + text
-            first = TokenLogprob(prompt[0], tokenizer.token_bytes(prompt[0]), 0.0)
+            text = self._tokenizer.decode(prompt) + text
+            first = TokenLogprob(prompt[0], self._tokenizer.token_bytes(prompt[0]), 0.0)
             before = [None, *job.request.prompt_logprobs] if body.logprobs is not None else []
             shape = self._logprobs(entries, 0, [first, *job.request.prompt_logprobs]) if before else None
         else:

@@ -105,12 +105,17 @@ class Runner:
         """Whether nothing runs or waits."""
         return not self.engine.scheduler.live()
 
+    def give_up(self, error: Exception) -> None:
+        """Ends everything that runs or waits; `error` is raised to who waits for it."""
+        for answer in self.engine.scheduler.live():
+            answer.request.error = error
+            self.engine.cancel(answer.request)
+        self.wake()
+
     def stop(self) -> None:
         """Ends everything that runs, and the thread."""
         self._stopping = True
-        for request in {id(a.request): a.request for a in self.engine.scheduler.live()}.values():
-            self.engine.cancel(request)
-        self.wake()
+        self.give_up(KiloqError("the engine has ended"))
         self._thread.join()
 
     def _run(self) -> None:
@@ -119,16 +124,17 @@ class Runner:
             try:
                 while self.engine.step():
                     pass
+            except KiloqError as error:
+                log.error("a step of the engine failed: %s", error)
+                self._fail_all(str(error))
             except Exception:
                 log.exception("a step of the engine failed")
-                self._fail_all()
+                self._fail_all("the engine failed while this was being answered: try again")
             if self._stopping and self.idle:
                 return
             self._work.wait(IDLE_S)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, sentence: str) -> None:
         """A step that failed would fail again with the same answers: they are told, and the next ones begin afresh."""
-        for answer in self.engine.scheduler.live():
-            answer.request.error = KiloqError("the engine failed while this was being answered: try again")
-            self.engine.cancel(answer.request)
+        self.give_up(KiloqError(sentence))
         self.engine.end_cancelled()

@@ -6,9 +6,11 @@ text and tool calls, in the same way whether they are streamed or not.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +27,11 @@ from kiloq.generate.params import SamplingParams
 from kiloq.generate.requests import Answer
 from kiloq.serve.errors import not_found, unavailable
 from kiloq.serve.runner import Job, Runner
+from kiloq.tokenize.chatml import ChatML
 
 MAX_CHOICES = 16  # a request's answers; ours: 16,384 have been a way to stop other servers
 MAX_STOPS = 16
+MAX_FORMS = 64  # that are compiled or, which takes next to nothing, wait for it (constrain.py bounds both)
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,12 @@ class Service:
         self.names = tuple(names)
         self.created = int(time.time())
         self.draining = False
-        self.failure: str | None = None  # why the model could not be loaded
+        self.failure: str | None = None  # why there is no model, or no longer
         self._model: Model | None = None
         self._runner: Runner | None = None
         self._compiler: Any = None
+        self.embedding_turn = asyncio.Lock()
+        self.form_threads = ThreadPoolExecutor(MAX_FORMS, "kiloq-forms")
 
     @property
     def ready(self) -> bool:
@@ -110,8 +116,13 @@ class Service:
         what = f"{__version__} {model.name} {model.dtype} {model.backend} {model.config}"
         self.fingerprint = "kiloq_" + hashlib.sha256(what.encode()).hexdigest()[:16]
 
+    def give_up(self) -> None:
+        """Ends everything that still runs, and tells those who wait for it."""
+        if self._runner is not None:
+            self._runner.give_up(unavailable("the server is shutting down: send the request to another one"))
+
     def end(self) -> None:
-        """Ends everything that still runs."""
+        """Ends everything that still runs, and the engine."""
         self.draining = True
         if self._runner is not None:
             self._runner.stop()
@@ -130,6 +141,8 @@ class Service:
         """The model. Raises ApiError while there is none."""
         if self.draining:
             raise unavailable("the server is shutting down: send the request to another one")
+        if self.failure is not None and self._model is not None:
+            raise unavailable(self.failure)
         if self.failure is not None:
             raise unavailable("the model could not be loaded: see the server's log")
         if self._model is None:
@@ -189,9 +202,9 @@ class Service:
             return tokenizer.chat(messages, tools=tools)
         if messages[-1].get("role") != "assistant":
             raise UsageError("continue_final_message is true and the last message is not the assistant's: leave it out")
-        last = messages[-1].get("content") or ""
+        (last,) = ChatML(default_system=None).turns(messages[-1:])  # whose text may be in parts
         ids = tokenizer.chat(messages[:-1], tools=tools) if len(messages) > 1 else tokenizer.chat([], tools=tools)
-        return [*ids, *tokenizer.encode(str(last), continues=True)]
+        return [*ids, *tokenizer.encode(last.text or "", continues=True)]
 
     def _params(self, ids: Sequence[int], sampling: Mapping[str, Any]) -> SamplingParams:
         """Checked sampling; without a limit of its own an answer may fill the room that is left."""
@@ -206,6 +219,9 @@ class Service:
                 f"prompt{answer}: shorten the messages or lower max_tokens"
             )
         fields["max_new_tokens"] = room if asked is None else asked
+        if (least := fields.get("min_new_tokens", 0)) > fields["max_new_tokens"]:
+            most = fields["max_new_tokens"]
+            raise UsageError(f"min_tokens is {least} and the answer can have {most}: lower it, or raise max_tokens")
         return self.model.params(**fields)
 
 

@@ -28,7 +28,7 @@ def server() -> Iterator[Served]:
 
 def until(holds: Callable[[], bool]) -> None:
     """Waits for something that comes soon."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -253,7 +253,7 @@ def test_who_goes_away_is_not_answered() -> None:
             body = {"messages": [{"role": "user", "content": "say:" + "a" * 5000}], "stream": stream}
             with (
                 pytest.raises(httpx2.TimeoutException),
-                httpx2.Client(base_url=slow.url, timeout=1.0, trust_env=False) as client,
+                httpx2.Client(base_url=slow.url, timeout=3.0, trust_env=False) as client,
             ):
                 if stream:
                     with client.stream("POST", "/v1/chat/completions", json=body) as response:

@@ -109,7 +109,7 @@ def quality(figures: Figures) -> str:
     names = {"smollm2": "default", "trained": "trained here"}
     return "; ".join(
         f"{names[model]}: "
-        + ", ".join(f"{v} {found['variants'][v]['rise_percent']:+.2f} %" for v in ("int8 rtn", "int4 rtn", "int4 gptq"))
+        + ", ".join(f"{v} {found['variants'][v]['rise_percent']:+.2f} %" for v in ("int8 gptq", "int4 gptq", "int4 rtn"))
         for model, found in figures.items()
     )
 

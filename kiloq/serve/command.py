@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS = "KILOQ_API_KEYS"
+NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
 @click.command("serve")
@@ -70,17 +72,19 @@ def serve_command(model: str, host: str, port: int, **options: Any) -> None:
         )
     plan = StagePlan(options["stages"], options["rendezvous"], options["rendezvous_anywhere"])
     plan.check_engine(options["engine"])
-    try:
-        import uvicorn
-    except ImportError:
-        raise MissingError("serving needs more packages: run `pip install 'kiloq[serve]'` to get them") from None
+    if any(find_spec(name) is None for name in NEEDED):
+        raise MissingError("serving needs more packages: run `pip install 'kiloq[serve]'` to get them")
+    import uvicorn
+
     from kiloq.serve.app import create_app
     from kiloq.serve.guard import Rules
-    from kiloq.serve.logs import set_up
+    from kiloq.serve.logs import say, set_up
     from kiloq.serve.server import Server, bind
     from kiloq.serve.service import Service
 
     set_up(as_json=options["as_json"])
+    if options["keys"]:
+        say("warning", detail=f"a key after --api-key is seen in listings of processes: {KEYS} and --key-file hide it")
     rules = Rules(Rules.hashed(keys), frozenset(options["origins"]), options["max_body"] << 20)
     service = Service(options["names"] or (model,))
     app = create_app(service, rules, request_s=options["timeout"])
@@ -104,7 +108,8 @@ def _keys(given: tuple[str, ...], file: Path | None) -> list[str]:
         try:
             keys += [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: cannot be read as a list of keys ({type(error).__name__})") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UsageError(f"{file}: cannot be read as a list of keys: {reason}") from None
         if not keys:
             raise UsageError(f"{file}: has no key: write one on a line")
     if any(len(key) < 8 or not key.isascii() or not key.isprintable() for key in keys):

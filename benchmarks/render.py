@@ -109,7 +109,9 @@ def quality(figures: Figures) -> str:
     names = {"smollm2": "default", "trained": "trained here"}
     return "; ".join(
         f"{names[model]}: "
-        + ", ".join(f"{v} {found['variants'][v]['rise_percent']:+.2f} %" for v in ("int8 gptq", "int4 gptq", "int4 rtn"))
+        + ", ".join(
+            f"{v} {found['variants'][v]['rise_percent']:+.2f} %" for v in ("int8 gptq", "int4 gptq", "int4 rtn")
+        )
         for model, found in figures.items()
     )
 
@@ -134,6 +136,16 @@ def sampling(figures: Figures) -> str:
     return f"steep logits at most {steep:.1%}, flat ones {flat:.1%}"
 
 
+def serving(figures: Figures) -> str:
+    """Tokens a second of both servers, and the p95 of the first token."""
+    return "; ".join(
+        f"{name} {of['1 stream']['tokens_per_s']:.0f}, {of['16 streams']['tokens_per_s']:.0f} tokens/s, first token p95 "
+        f"{of['16 streams']['time_to_first_token_s_p95']:.1f} s"
+        for name, of in figures.items()
+        if name != "ratios"
+    )
+
+
 def vllm(figures: Figures) -> str:
     """Tokens that agree."""
     equal = sum(row["equal_tokens"] for row in figures["answers"])
@@ -149,6 +161,7 @@ ROWS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("long-context", "a token behind 32,768, default model, int8 cache", context),
     ("speculation", "guessing by looking into the prompt, same answers", guesses),
     ("quantisation-quality", "perplexity after quantising, groups of 128", quality),
+    ("serving", "1 and 16 streams of the default model in int8, servers on the same weights", serving),
     ("vllm", "greedy tokens of `convert --to qwen2` in vLLM, equal to ours", vllm),
     ("quantisation-speed", "GPTQ of 0.5 billion weights", speed),
     ("loading", "loading 7 billion weights in 4 bits", loading),

@@ -26,6 +26,12 @@ from kiloq.serve.service import Service
 from kiloq.tokenize.chatml import ChatML
 
 END_OF_MESSAGE, END_OF_PROMPT = 1, 2
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}},
+    {"type": "function", "function": {"name": "clock"}},
+]  # fmt: skip
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
+CLOCK = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
 
 class ScriptedTokenizer(ByteVocabulary):

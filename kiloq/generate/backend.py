@@ -6,6 +6,7 @@ contract: a row's logits must not depend on the other rows of the call, nor on h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,13 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kiloq.core.errors import KiloqError
+from kiloq.core.errors import KiloqError, UsageError
 from kiloq.generate.samplers import Sampler
 from kiloq.model.config import ModelConfig
 
-PREFILL_CHUNK = (
-    512  # tokens of a prompt in one call; ours: long enough for full matrix speed, short enough to stop soon
-)
+# Tokens of a prompt in one call; ours: long enough for full matrix speed, short enough to stop soon.
+PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -98,3 +98,13 @@ def drawn(row: Row, logits_NV: NDArray[np.float32] | None) -> Outcome:
         return Outcome(error=error)
     row.draw.sampler.accept(token)
     return Outcome(given_NV, (token,))
+
+
+def check_process(loaded_by: int) -> None:
+    """Raises UsageError in a process that was forked from the one that loaded the model: its threads did not come along,
+    and the first matrix would wait for them for ever."""
+    if os.getpid() != loaded_by:
+        raise UsageError(
+            f"the model was loaded by process {loaded_by} and this is {os.getpid()}, forked from it: load the "
+            "model in each process, or start processes with multiprocessing's 'spawn'"
+        )

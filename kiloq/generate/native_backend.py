@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kiloq.core.errors import KiloqError, UsageError
-from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row
+from kiloq.core.errors import KiloqError
+from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row, check_process
 from kiloq.generate.sampling import NOT_NUMBERS
 from kiloq.model.config import ModelConfig
 from kiloq.model.ntk import ntk_alpha
@@ -71,7 +71,7 @@ class NativeBackend:
 
     def pooled(self, ids: list[int]) -> NDArray[np.float32]:
         """The mean [C] over all positions of the final norm's outputs."""
-        self._check_process()
+        check_process(self._process)
         config, sequence = self.config, self.open()
         alpha = ntk_alpha(len(ids), config.train_length) if config.dynamic_ntk else 1.0
         sums_C = np.zeros(config.hidden_size)
@@ -91,15 +91,8 @@ class NativeBackend:
         self, rows: list[tuple[Any, list[int], float, int, Any]]
     ) -> tuple[NDArray[np.float32], list[tuple[int, ...]]]:
         """Logits [all wanted, V], and the tokens that each row drew."""
-        self._check_process()
+        check_process(self._process)
         given = [(sequence, np.array(ids, np.int32), *rest) for sequence, ids, *rest in rows]
         interruptible = threading.current_thread() is threading.main_thread()  # only there do signals arrive
         logits_NV, drawn = self._decoder.step(given, interruptible)
         return logits_NV[:, : self.config.vocab_size], drawn
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:  # the threads did not come along
-            raise UsageError(
-                f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
-                "model in each process, or start processes with multiprocessing's 'spawn'"
-            )

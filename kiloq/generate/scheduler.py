@@ -160,8 +160,9 @@ class Scheduler:
 
     def _place(self, answer: Answer) -> bool:
         """Finds blocks for all that an answer has so far, and a sequence that begins with what is known of it."""
-        answer.alpha = self.alpha(answer, answer.length())
-        answer.keys.clear()
+        alpha = self.alpha(answer, answer.length())
+        if alpha != answer.alpha:  # else the keys hold: who waits for room is looked at in every step
+            answer.alpha, answer.keys = alpha, []
         scored = answer.request.params.prompt_logprobs is not None
         known = 0 if scored else (answer.length() - 1) // self.backend.block_tokens  # at least one token must be fed
         found = self.blocks.find(self._keys(answer, 0, known))

@@ -33,8 +33,8 @@ import torch
 from numpy.typing import NDArray
 
 from kiloq.convert.source import ModelSource
-from kiloq.core.errors import KiloqError, UsageError
-from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row, drawn
+from kiloq.core.errors import KiloqError
+from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row, check_process, drawn
 from kiloq.generate.stage_crew import Crew
 from kiloq.generate.stage_part import POOLED, Part, Piece, Wires, load_part, meet
 from kiloq.generate.stage_plan import StagePlan, shares
@@ -224,7 +224,7 @@ class StagedBackend:
 
     def _submit(self, task: Callable[[], Any], answers: Sequence[Future[Any]] = ()) -> Future[Any]:
         """Has the driver do it; where that fails the stages have, and all answers are that."""
-        self._check_process()
+        check_process(self._process)
         self._crew.check()
 
         def guarded() -> Any:
@@ -258,13 +258,6 @@ class StagedBackend:
             answer.set_result(coming.wait().cpu().numpy())
         for sent in going:
             sent.wait()
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise UsageError(
-                f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
-                "model in each process, or start processes with multiprocessing's 'spawn'"
-            )
 
 
 def _end(crew: Crew, driver: Driver, folder: str, process: int) -> None:

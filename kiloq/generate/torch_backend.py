@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kiloq.core.errors import UsageError
-from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row, drawn
+from kiloq.generate.backend import PREFILL_CHUNK, Outcome, Row, check_process, drawn
 from kiloq.model.cache import KVCache
 from kiloq.model.flops import cache_bytes
 from kiloq.model.network import Network
@@ -60,7 +59,7 @@ class TorchBackend:
     @torch.inference_mode()
     def step(self, rows: list[Row]) -> list[Outcome]:
         """Runs all rows."""
-        self._check_process()
+        check_process(self._process)
         outcomes = []
         for row in rows:
             hidden = self._network.hidden(self._tensor(row.ids), cache=row.sequence, alpha=[row.alpha])
@@ -72,23 +71,16 @@ class TorchBackend:
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits [T, V] of all positions in one uncached pass."""
-        self._check_process()
+        check_process(self._process)
         logits_TV: NDArray[np.float32] = self._network(self._tensor(ids))[0].cpu().numpy()
         return logits_TV
 
     @torch.inference_mode()
     def pooled(self, ids: list[int]) -> NDArray[np.float32]:
         """The mean [C] over all positions of the final norm's outputs."""
-        self._check_process()
+        check_process(self._process)
         mean_C: NDArray[np.float32] = self._network.hidden(self._tensor(ids))[0].double().mean(0).float().cpu().numpy()
         return mean_C
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:  # PyTorch's threads did not come along: the first matrix would wait for ever
-            raise UsageError(
-                f"the model was loaded by process {self._process} and this is {os.getpid()}, forked from it: load the "
-                "model in each process, or start processes with multiprocessing's 'spawn'"
-            )
 
     def _tensor(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], dtype=torch.long, device=self._torch_device)

@@ -32,8 +32,8 @@ from kiloq.serve.openai_responses import ResponsesBody, ResponsesCall
 from kiloq.serve.openai_text import TextCall
 from kiloq.serve.openapi import describe
 from kiloq.serve.service import Service
-from kiloq.serve.stream import Json, error_response, sse
-from kiloq.serve.waiting import timed, watched
+from kiloq.serve.stream import Json, error_response
+from kiloq.serve.waiting import answered, watched
 
 log = logging.getLogger("kiloq.serve")
 
@@ -151,20 +151,20 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     async def chat(request: Request, body: ChatBody) -> Response:
         """OpenAI's chat completions."""
         service.model  # noqa: B018
-        return await _answer(request, await run_in_threadpool(ChatCall, service, body), body.stream)
+        return await answered(request, await run_in_threadpool(ChatCall, service, body), body.stream)
 
     @app.post("/v1/completions")
     @app.post("/compatible-mode/v1/completions")
     async def completions(request: Request, body: CompletionBody) -> Response:
         """OpenAI's text completions."""
         service.model  # noqa: B018
-        return await _answer(request, await run_in_threadpool(TextCall, service, body), body.stream)
+        return await answered(request, await run_in_threadpool(TextCall, service, body), body.stream)
 
     @app.post("/v1/responses")
     async def responses(request: Request, body: ResponsesBody) -> Response:
         """OpenAI's responses, of which nothing is stored."""
         service.model  # noqa: B018
-        return await _answer(request, await run_in_threadpool(ResponsesCall, service, body), body.stream)
+        return await answered(request, await run_in_threadpool(ResponsesCall, service, body), body.stream)
 
     @app.post("/v1/embeddings")
     @app.post("/compatible-mode/v1/embeddings")
@@ -172,14 +172,6 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         """Mean-pooled hidden states; see docs/serve.md."""
         service.model  # noqa: B018
         return Json(await watched(request, [], embeddings(service, body)))
-
-
-async def _answer(request: Request, call: ChatCall | TextCall | ResponsesCall, stream: bool | None) -> Response:
-    """Queues a call and answers it, in events or at once."""
-    jobs = await call.submit()
-    if stream:
-        return sse(timed(request, jobs, call.chunks()))
-    return Json(await watched(request, jobs, call.whole()))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

@@ -91,7 +91,7 @@ def serve_command(model: str, host: str, port: int, **options: Any) -> None:
     sockets = [bind(host, port)]
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=options["drain"],
-        server_header=False, h11_max_incomplete_event_size=64 << 10,
+        server_header=False,
     )  # fmt: skip
     server = Server(config, service)
     loader = threading.Thread(target=_load, args=(service, server, model, plan, sockets[0], options), daemon=True)

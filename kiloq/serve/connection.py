@@ -14,9 +14,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kiloq.serve.errors import ApiError
+from kiloq.serve.guard import MAX_HEADER_BYTES
 from kiloq.serve.stream import compact
 
-MAX_HEAD_BYTES = 64 << 10  # ours; browsers and proxies stay below 16 KiB
 HEAD_S = 30.0  # ours; in which a head must come
 
 
@@ -46,8 +46,8 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if not self._busy and not self.transport.is_closing():
             self._be_patient()
-        if self._quiet_bytes > MAX_HEAD_BYTES:
-            self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes: send less"))
+        if self._quiet_bytes > MAX_HEADER_BYTES:
+            self._refuse(ApiError(431, f"the request's head is larger than {MAX_HEADER_BYTES} bytes: send less"))
 
     def on_message_begin(self) -> None:
         """A head begins."""

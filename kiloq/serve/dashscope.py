@@ -26,8 +26,8 @@ from kiloq.serve.dialects import DASHSCOPE, request_id
 from kiloq.serve.errors import ApiError
 from kiloq.serve.openai_embeddings import embedded
 from kiloq.serve.service import Service
-from kiloq.serve.stream import Json, sse
-from kiloq.serve.waiting import timed, watched
+from kiloq.serve.stream import Json
+from kiloq.serve.waiting import answered, watched
 
 EVENTS = "text/event-stream"
 MAX_PAGE = 1000
@@ -46,10 +46,7 @@ def add_dashscope(app: FastAPI, service: Service) -> None:
         service.model  # noqa: B018 - asked for its refusal
         asked, parameters = _given(body.input), body.parameters or Parameters()
         call = await run_in_threadpool(Generation, service, asked, parameters, request_id(request.scope))
-        job = await call.submit()
-        if _wants_events(request):
-            return sse(timed(request, [job], call.chunks()), call.failure)
-        return Json(await watched(request, [job], call.whole()))
+        return await answered(request, call, _wants_events(request), call.failure)
 
     @app.post(f"{DASHSCOPE}/services/embeddings/text-embedding/text-embedding", dependencies=synchronous)
     async def embedding(request: Request, body: TextsBody) -> Response:

@@ -67,17 +67,18 @@ class Generation:
             raise ApiError(400, f"result_format is 'text', which has no place for {beyond[0]}: set it to 'message'")
         return asked == "text" or (asked is None and not beyond)
 
-    async def submit(self) -> Job:
+    async def submit(self) -> list[Job]:
         """Queues it. Raises ApiError or KiloqError for what cannot be answered."""
         constraint = await chat_constraint(self._service, self._parameters.response_format, self._prompt, self._choice)
         self._job = self._service.submit(self._prompt, constraint)
-        self._readers = self._service.readers(self._prompt, self._job)
-        return self._job
+        single = self._parameters.parallel_tool_calls is False
+        self._readers = self._service.readers(self._prompt, self._job, single_call=single)
+        return [self._job]
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
         await self._job.finish()
-        choices = [self._choice_of(reader, self._limited(reader.read()), whole=True) for reader in self._readers]
+        choices = [self._choice_of(reader, reader.read(), whole=True) for reader in self._readers]
         return self._shape(choices, self._readers)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -91,7 +92,7 @@ class Generation:
             for place, reader in enumerate(self._readers):
                 if reader.ended:
                     continue
-                events = self._limited(reader.read())
+                events = reader.read()
                 if events or reader.ended:
                     said[place] = merged([*said[place], *events]) if whole else events
                     shape = self._shape([self._choice_of(reader, said[place], whole=whole)], [reader])
@@ -106,11 +107,6 @@ class Generation:
     def _framed(self, kind: str, status: int, extra: str, shape: Any) -> bytes:
         self._events += 1
         return f"id:{self._events}\nevent:{kind}\n:HTTP_STATUS/{status}\n{extra}data:{compact(shape)}\n\n".encode()
-
-    def _limited(self, events: list[Event]) -> list[Event]:
-        """Only the first call, where more than one is not wanted."""
-        single = self._parameters.parallel_tool_calls is False
-        return [e for e in events if isinstance(e, TextDelta) or not single or e.index == 0]
 
     def _choice_of(self, reader: Reader, events: list[Event], *, whole: bool) -> dict[str, Any]:
         finish = reader.finish_reason if reader.ended else "null"

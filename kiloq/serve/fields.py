@@ -5,6 +5,7 @@ Ranges of sampling fields are checked where they are used (`SamplingParams`), so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +25,12 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
+
+
+def inputs_of(given: str | Sequence[Any]) -> list[Any]:
+    """One or several inputs, each a text or a list of token ids, as a list."""
+    one = isinstance(given, str) or (given and isinstance(given[0], int))
+    return [given] if one else list(given)
 
 
 class StreamOptions(BaseModel):

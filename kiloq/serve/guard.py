@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kiloq.serve.dialects import error_answer
@@ -30,7 +31,7 @@ log = logging.getLogger("kiloq.serve")
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_HEADERS = 100
-MAX_HEADER_BYTES = 64 << 10  # as in connection.py, for other servers and for heads that come in one piece
+MAX_HEADER_BYTES = 64 << 10  # ours; browsers and proxies stay below 16 KiB
 MAX_BODY_BYTES = 4 << 20
 BODY_S = 30.0  # in which a body must come
 SECURITY_HEADERS = [
@@ -47,7 +48,6 @@ class Rules:
     keys: frozenset[bytes] = frozenset()  # SHA-256 of each
     origins: frozenset[str] = frozenset()  # besides the server's own
     max_body_bytes: int = MAX_BODY_BYTES
-    any_host: bool = False  # take requests by any name without a key, too
 
     @staticmethod
     def hashed(keys: Iterable[str]) -> frozenset[bytes]:
@@ -83,9 +83,8 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        plain = (
-            given.isascii() and given.isprintable() and not set(' "') & set(given)
-        )  # else it could look like others' log fields
+        # With a space or a quote it could look like other fields of a log line.
+        plain = given.isascii() and given.isprintable() and not set(' "') & set(given)
         request_id = given if plain and 0 < len(given) <= 128 else secrets.token_hex(16)
         seen = _Seen(request_id, scope["path"], scope["method"], headers)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -107,7 +106,7 @@ class Guard:
         try:
             self._check(seen, scope, origin)
             if scope["method"] == "OPTIONS" and origin:
-                await _preflight()(scope, receive, sending)
+                await Response(status_code=204)(scope, receive, sending)
                 return
             await self._app(scope, await self._received(receive), sending)
         except ApiError as error:
@@ -127,7 +126,7 @@ class Guard:
             raise ApiError(
                 403, "this origin may not use the server: start it with --cors-origin to allow it", "permission_error"
             )
-        if not self._rules.keys and not self._rules.any_host and _name_of(host) not in LOOPBACK_NAMES:
+        if not self._rules.keys and _name_of(host) not in LOOPBACK_NAMES:
             raise ApiError(
                 403,
                 "without a key the server only answers to loopback names: start it with --api-key",
@@ -217,9 +216,3 @@ def _allowed(origin: str) -> list[tuple[bytes, bytes]]:
         (b"access-control-expose-headers", b"x-request-id, retry-after"),
         (b"vary", b"origin"),
     ]
-
-
-def _preflight() -> ASGIApp:
-    from starlette.responses import Response
-
-    return Response(status_code=204)

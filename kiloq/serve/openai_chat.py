@@ -69,7 +69,8 @@ class ChatCall:
         """Queues it. Raises ApiError or KiloqError for what cannot be answered."""
         constraint = await chat_constraint(self._service, self._body.response_format, self._prompt, self._choice)
         self._job = self._service.submit(self._prompt, constraint)
-        self._readers = self._service.readers(self._prompt, self._job)
+        single = self._legacy or self._body.parallel_tool_calls is False
+        self._readers = self._service.readers(self._prompt, self._job, single_call=single)
         return [self._job]
 
     async def whole(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class ChatCall:
         await self._job.finish()
         choices = []
         for reader in self._readers:
-            content, calls = gather(self._limited(reader.read()))
+            content, calls = gather(reader.read())
             message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if calls and self._legacy:
                 message["function_call"] = {"name": calls[0].name, "arguments": calls[0].arguments}
@@ -98,18 +99,13 @@ class ChatCall:
                 yield PING
                 continue
             for reader in [reader for reader in self._readers if not reader.ended]:
-                for delta in map(self._delta, self._limited(reader.read())):
+                for delta in map(self._delta, reader.read()):
                     yield self._event(reader, delta)
                 if reader.ended:
                     yield self._event(reader, {}, ended=True)
         if self._options("include_usage"):
             yield event(self._shape("chat.completion.chunk", []) | {"usage": usage_of(self._job.request)})
         yield DONE
-
-    def _limited(self, events: list[Event]) -> list[Event]:
-        """Only the first call, where more than one is not wanted."""
-        single = self._legacy or self._body.parallel_tool_calls is False
-        return [e for e in events if isinstance(e, TextDelta) or not single or e.index == 0]
 
     def _delta(self, made: Event) -> dict[str, Any]:
         if isinstance(made, TextDelta):

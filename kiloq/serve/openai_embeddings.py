@@ -1,5 +1,5 @@
-"""POST /v1/embeddings: the mean of a text's last hidden states. The models here are not trained for it, and the answer
-says so in its model's name for people: `owned_by` is kiloq, and docs/serve.md tells what to expect."""
+"""POST /v1/embeddings: the mean of a text's last hidden states. The models here are not trained for it; docs/serve.md
+and the path's description in /openapi.json say so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from kiloq.serve.errors import ApiError
-from kiloq.serve.fields import Body, Token
+from kiloq.serve.fields import Body, Token, inputs_of
 from kiloq.serve.service import Service
 
 MAX_INPUTS = 256
@@ -37,9 +37,7 @@ async def embeddings(service: Service, body: EmbeddingBody) -> dict[str, Any]:
         raise ApiError(
             400, f"dimensions is {body.dimensions}: this model's vectors have {service.model.config.hidden_size}", param="dimensions"
         )  # fmt: skip
-    given = body.input
-    inputs: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
-    vectors, tokens = await embedded(service, inputs)
+    vectors, tokens = await embedded(service, inputs_of(body.input))
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)

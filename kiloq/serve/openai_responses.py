@@ -69,7 +69,8 @@ class ResponsesCall:
         form = (self._body.text or {}).get("format")
         constraint = await chat_constraint(self._service, _format(form), self._prompt, self._choice)
         self._job = self._service.submit(self._prompt, constraint)
-        (self._reader,) = self._service.readers(self._prompt, self._job)
+        single = self._body.parallel_tool_calls is False
+        (self._reader,) = self._service.readers(self._prompt, self._job, single_call=single)
         return [self._job]
 
     async def whole(self) -> dict[str, Any]:
@@ -98,9 +99,6 @@ class ResponsesCall:
 
     def _add(self, made: Event) -> list[bytes]:
         """Puts one event into the items; the chunks that tell of it."""
-        single = self._body.parallel_tool_calls is False
-        if not isinstance(made, TextDelta) and single and made.index > 0:
-            return []
         chunks: list[bytes] = []
         kind = "message" if isinstance(made, TextDelta) else "function_call"
         if isinstance(made, CallStart) or not self._items or self._items[-1]["type"] != kind:

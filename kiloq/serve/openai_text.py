@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from kiloq.core.errors import UsageError
 from kiloq.generate.records import TokenLogprob
 from kiloq.serve.errors import ApiError
-from kiloq.serve.fields import CompletionBody
+from kiloq.serve.fields import CompletionBody, inputs_of
 from kiloq.serve.openai_chat import usage_of
 from kiloq.serve.runner import Job
 from kiloq.serve.service import Prompt, Reader, Service
@@ -46,7 +46,7 @@ class TextCall:
 
     def _ids(self) -> list[list[int]]:
         given = self._body.prompt
-        several: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+        several = inputs_of(given)
         if not 1 <= len(several) <= MAX_PROMPTS:
             raise ApiError(400, f"prompt has {len(several)} prompts: it can have 1 to {MAX_PROMPTS}", param="prompt")
         model = self._service.model
@@ -116,7 +116,7 @@ class TextCall:
             return None
         reader.logprobs_read += len(new)
         finish = reader.finish_reason if reader.ended else None
-        logprobs = self._logprobs(list(new), 0) if self._body.logprobs is not None else None
+        logprobs = self._logprobs(list(new)) if self._body.logprobs is not None else None
         return self._shape([self._choice(place, reader, text, logprobs, finish)])
 
     def _whole_choice(self, place: int, job: Job, reader: Reader) -> dict[str, Any]:
@@ -126,15 +126,13 @@ class TextCall:
         finish = reader.finish_reason
         if body.max_tokens == 0:
             text, entries, finish = "", [], "length"
-        before: list[TokenLogprob | None] = []
+        before: list[TokenLogprob] = []
         if body.echo:
             prompt = list(job.request.prompt)
             text = self._tokenizer.decode(prompt) + text
             first = TokenLogprob(prompt[0], self._tokenizer.token_bytes(prompt[0]), 0.0)
-            before = [None, *job.request.prompt_logprobs] if body.logprobs is not None else []
-            shape = self._logprobs(entries, 0, [first, *job.request.prompt_logprobs]) if before else None
-        else:
-            shape = self._logprobs(entries, 0) if body.logprobs is not None else None
+            before = [first, *job.request.prompt_logprobs]
+        shape = self._logprobs(entries, before) if body.logprobs is not None else None
         return self._choice(place, reader, text, shape, finish)
 
     def _choice(
@@ -143,13 +141,11 @@ class TextCall:
         index = place * (self._body.n or 1) + reader.answer.index
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(
-        self, entries: list[TokenLogprob], offset: int, prompt: list[TokenLogprob] | None = None
-    ) -> dict[str, Any]:
+    def _logprobs(self, entries: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
         """OpenAI's older shape. The first token of a prompt has no probability."""
-        every = [*(prompt or []), *entries]
+        every = [*prompt, *entries]
         blank = 1 if prompt else 0
-        offsets = []
+        offset, offsets = 0, []
         for entry in every:
             offsets.append(offset)
             offset += len(entry.token_bytes.decode("utf-8", errors="ignore"))

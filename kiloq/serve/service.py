@@ -59,6 +59,7 @@ class Reader:
 
     answer: Answer
     parser: ToolParser | None
+    single_call: bool = False  # only the first call counts
     calls: int = 0
     logprobs_read: int = 0
     ended: bool = field(default=False)
@@ -81,7 +82,7 @@ class Reader:
                 events += self.parser.finish()
         self.calls += sum(isinstance(event, CallStart) for event in events)
         self.ended = completed
-        return events
+        return [e for e in events if isinstance(e, TextDelta) or not self.single_call or e.index == 0]
 
     @property
     def finish_reason(self) -> str:
@@ -165,9 +166,9 @@ class Service:
         """Queues a prompt."""
         return self.runner.submit(prompt.ids, prompt.params, continues=prompt.continues, constraint=constraint)
 
-    def readers(self, prompt: Prompt, job: Job) -> list[Reader]:
+    def readers(self, prompt: Prompt, job: Job, *, single_call: bool = False) -> list[Reader]:
         """One for each answer."""
-        return [Reader(answer, prompt.parser()) for answer in job.answers]
+        return [Reader(answer, prompt.parser(), single_call) for answer in job.answers]
 
     def text_prompt(self, ids: list[int], sampling: Mapping[str, Any]) -> Prompt:
         """A raw prompt that the answer continues."""

@@ -6,17 +6,42 @@ Both forms of an answer end the same way: the jobs are cancelled, which does not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
+from starlette.responses import Response
 
 from kiloq.serve.errors import ApiError
 from kiloq.serve.metrics import Metrics
 from kiloq.serve.runner import Job
+from kiloq.serve.stream import Json, failure, sse
 
 Result = TypeVar("Result")
+
+
+class Call(Protocol):
+    """A request of any dialect, checked and ready."""
+
+    async def submit(self) -> list[Job]:
+        """Queues it. Raises ApiError or KiloqError for what cannot be answered."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer at once."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The answer in events."""
+
+
+async def answered(
+    request: Request, call: Call, stream: bool | None, written: Callable[[ApiError], bytes] = failure
+) -> Response:
+    """Queues a call and answers it, in events or at once. written: the event that ends a stream which went wrong."""
+    jobs = await call.submit()
+    if stream:
+        return sse(timed(request, jobs, call.chunks()), written)
+    return Json(await watched(request, jobs, call.whole()))
 
 
 async def timed(request: Request, jobs: list[Job], chunks: Any) -> Any:

@@ -10,14 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from serving import Served, scripted_model, served
-
-TOOLS = [
-    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}},
-    {"type": "function", "function": {"name": "clock"}},
-]  # fmt: skip
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
-CLOCK = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+from serving import CALL, CLOCK, TOOLS, Served, scripted_model, served
 
 
 @pytest.fixture(scope="module")

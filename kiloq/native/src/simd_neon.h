@@ -102,5 +102,6 @@ inline F dot2(F sums, I weights, I values) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace kiloq::KILOQ_ISA

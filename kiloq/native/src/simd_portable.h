@@ -123,5 +123,6 @@ inline F dot2(F sums, I weights, I values) {  // lane += sum over 2 bfloat16 pro
 }
 
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}  // into the second level of cache
 
 }  // namespace kiloq::KILOQ_ISA

@@ -1,4 +1,4 @@
-"""`kiloq tokenize`: look at the tokens of a text, and extend a vocabulary with words of one's own.
+"""`kiloq tokenize`: look at the tokens of a text, train or extend a vocabulary, compare vocabularies.
 
 In a terminal the pieces of a text are coloured in turn; a piece that ends inside a character shows its bytes. With
 `--json` one object goes to stdout and nothing else.
@@ -18,6 +18,8 @@ import click
 from kiloq.core.display import neutralise, wants_colour
 from kiloq.core.errors import UsageError
 from kiloq.core.files import atomic_file, shown
+from kiloq.tokenize.command_report import report_command
+from kiloq.tokenize.command_train import train_command
 
 if TYPE_CHECKING:
     from kiloq.tokenize.tokenizer import Special, Tokenizer
@@ -42,9 +44,13 @@ _extra = click.option(
 )
 
 
-@click.group(name="tokenize", help="Show the tokens of a text; extend a vocabulary.")
+@click.group(name="tokenize", help="Show the tokens of a text; train, extend and compare vocabularies.")
 def command() -> None:
-    """The group of both commands."""
+    """The group of the four commands."""
+
+
+command.add_command(train_command)
+command.add_command(report_command)
 
 
 @command.command(name="text")

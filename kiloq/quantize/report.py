@@ -11,12 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from kiloq.core.page import COLOURS, page
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 760, 320, 60, 34  # pixels
-COLOURS = ("#0b84a5", "#f6a21b", "#6f4e7c", "#ca472f", "#3f8f4f", "#8a6d3b", "#4a5a8a")
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:800px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
-table{border-collapse:collapse}td,th{padding:.2em .9em .2em 0;text-align:left}td.n{text-align:right;
-font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}svg text{fill:#ccc}}"""
 
 
 def report_page(name: str, figures: Mapping[str, Any]) -> str:
@@ -24,15 +21,14 @@ def report_page(name: str, figures: Mapping[str, Any]) -> str:
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>" for key, value in
                    {**figures["settings"], **figures["run"]}.items())  # fmt: skip
     errors = figures["errors"]
-    title = f"Quantisation of {html.escape(name)}"
-    return "\n".join([
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width">', f"<title>{title}</title><style>{STYLE}</style></head>",
-        f"<body><h1>{title}</h1>", _perplexity(figures["perplexity"]),
-        f"<h2>Error by layer</h2><p>Squared error of {html.escape(figures['error_of'])}, relative to the squared values; "
-        "lower is better.</p>", chart(errors), _table(errors), f"<h2>Settings and run</h2><table>{rows}</table>",
-        "</body></html>", "",
-    ])  # fmt: skip
+    return page(
+        f"Quantisation of {name}",
+        "\n".join([
+            _perplexity(figures["perplexity"]), "<h2>Error by layer</h2><p>Squared error of "
+            f"{html.escape(figures['error_of'])}, relative to the squared values; lower is better.</p>",
+            chart(errors), _table(errors), f"<h2>Settings and run</h2><table>{rows}</table>",
+        ]),
+    )  # fmt: skip
 
 
 def _perplexity(figures: Mapping[str, Any]) -> str:

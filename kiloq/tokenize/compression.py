@@ -1,0 +1,180 @@
+"""How well vocabularies compress texts, language by language.
+
+Three figures: bytes per token (what the original's report plots, higher is better), tokens per character, and tokens
+relative to a baseline vocabulary (lower is better), whose geometric mean sums up the languages. Bytes and characters
+are those of the text in NFC, and every vocabulary gets that text, so that none is charged for composing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+from kiloq.core.errors import UsageError
+from kiloq.core.page import COLOURS, cell, page
+from kiloq.tokenize.normalize import nfc, well_formed
+from kiloq.tokenize.texts import Text
+from kiloq.tokenize.tokenizer import Tokenizer
+
+BAR, GAP, LEFT, WIDTH = 14, 8, 130, 760  # pixels of the chart
+
+
+@dataclass
+class Language:
+    """One group of texts: its size and the number of tokens by vocabulary."""
+
+    documents: int
+    bytes: int
+    characters: int
+    tokens: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Languages by name, the vocabularies' names in order, and which of them the others are compared with."""
+
+    languages: dict[str, Language]
+    names: tuple[str, ...]
+    baseline: str
+    empty: int = 0  # texts left out because there is nothing in them
+
+    def bytes_per_token(self, language: str, name: str) -> float:
+        """Bytes of the language's text for one token."""
+        return self.languages[language].bytes / self.languages[language].tokens[name]
+
+    def tokens_per_character(self, language: str, name: str) -> float:
+        """Tokens for one character (code point) of the language's text."""
+        return self.languages[language].tokens[name] / self.languages[language].characters
+
+    def relative(self, language: str, name: str) -> float:
+        """Tokens, as a multiple of the baseline's."""
+        return self.languages[language].tokens[name] / self.languages[language].tokens[self.baseline]
+
+    def mean_relative(self, name: str) -> float:
+        """Geometric mean of `relative` over the languages, each of equal weight."""
+        return exp(sum(log(self.relative(language, name)) for language in self.languages) / len(self.languages))
+
+
+def measure(
+    texts: Iterable[Text], tokenizers: Mapping[str, Tokenizer], baseline: str, *, strip: bool = False
+) -> Compression:
+    """Encode every text with every tokenizer. Raises UsageError where there is no text.
+
+    strip: without blank lines and the white space around lines, which tell of a file's layout, not of a language.
+    """
+    languages: dict[str, Language] = {}
+    empty = 0
+    for text in texts:
+        normal = well_formed(nfc(text.text))
+        if strip:
+            normal = "\n".join(filter(None, map(str.strip, normal.splitlines())))
+        if not normal:
+            empty += not text.continues
+            continue
+        one = languages.setdefault(text.group, Language(0, 0, 0, dict.fromkeys(tokenizers, 0)))
+        one.documents += not text.continues
+        one.bytes += len(normal.encode())
+        one.characters += len(normal)
+        for name, tokenizer in tokenizers.items():
+            one.tokens[name] += len(tokenizer.encode(normal))
+    if not languages:
+        raise UsageError(f"there is no text to measure ({empty:,} documents are empty): give files with text")
+    if lost := next((n for one in languages.values() for n in tokenizers if not one.tokens[n]), None):
+        raise UsageError(f"the vocabulary {lost} has no tokens for a text: leave it out, or give longer texts")
+    return Compression(languages, tuple(tokenizers), baseline, empty)
+
+
+def as_json(found: Compression) -> dict[str, object]:
+    """Everything as one JSON object."""
+    return {
+        "baseline": found.baseline,
+        "empty_documents": found.empty,
+        "languages": {
+            language: {
+                "documents": one.documents, "bytes": one.bytes, "characters": one.characters,
+                "tokenizers": {
+                    name: {
+                        "tokens": one.tokens[name],
+                        "bytes_per_token": round(found.bytes_per_token(language, name), 4),
+                        "tokens_per_character": round(found.tokens_per_character(language, name), 4),
+                        "relative": round(found.relative(language, name), 4),
+                    }
+                    for name in found.names
+                },
+            }
+            for language, one in found.languages.items()
+        },
+        "mean_relative": {name: round(found.mean_relative(name), 4) for name in found.names},
+    }  # fmt: skip
+
+
+def rows(found: Compression) -> list[list[str]]:
+    """The table: a heading, a row for each language, and the mean if there are several."""
+    per = ("bytes/token", "tokens/char", "relative")
+    table = [["", "bytes", *(f"{name} {what}" for name in found.names for what in per)]]
+    for language, one in found.languages.items():
+        figures = (
+            (found.bytes_per_token(language, n), found.tokens_per_character(language, n), found.relative(language, n))
+            for n in found.names
+        )
+        table.append([language, f"{one.bytes:,}", *(f"{value:.2f}" for three in figures for value in three)])
+    if len(found.languages) > 1:
+        means = (["", "", f"{found.mean_relative(name):.2f}"] for name in found.names)
+        table.append(["geometric mean", "", *(value for three in means for value in three)])
+    return table
+
+
+def report_page(found: Compression) -> str:
+    """The HTML page: a chart of bytes per token and the table."""
+    head, *lines = rows(found)
+    table = "\n".join(
+        "<tr>"
+        + "".join(cell(value, number=at > 0, head=at == 0 or line is head) for at, value in enumerate(line))
+        + "</tr>"
+        for line in (head, *lines)
+    )
+    said = (
+        "<p>Bytes of text (UTF-8, NFC) for one token: longer bars are better. "
+        "Relative: tokens as a multiple of the baseline's, lower is better.</p>"
+    )
+    return page(
+        "Compression by language",
+        f"{said}\n{chart(found)}\n<h2>Numbers</h2><p>Baseline: {cell(found.baseline)[4:-5]}</p><table>{table}</table>",
+    )
+
+
+def chart(found: Compression) -> str:
+    """Inline SVG: for each language a bar of bytes per token for each vocabulary."""
+    values = {(one, n): found.bytes_per_token(one, n) for one in found.languages for n in found.names}
+    scale = (WIDTH - LEFT - 60) / max(values.values())
+    top = 20 * len(found.names) + GAP
+    block = BAR * len(found.names) + GAP
+    height = top + block * len(found.languages)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="bytes per token by language" font-size="12">']
+    for at, name in enumerate(found.names):
+        colour = COLOURS[at % len(COLOURS)]
+        parts.append(f'<rect x="{LEFT}" y="{4 + 20 * at}" width="12" height="12" fill="{colour}"/>')
+        parts.append(f'<text x="{LEFT + 18}" y="{14 + 20 * at}">{_escaped(name)}</text>')
+    for row, language in enumerate(found.languages):
+        y = top + block * row
+        middle = y + BAR * len(found.names) / 2 + 4
+        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">{_escaped(language[:20])}</text>')
+        parts += _bars([values[language, name] for name in found.names], y, scale)
+    return "".join([*parts, "</svg>"])
+
+
+def _bars(values: Sequence[float], y: int, scale: float) -> list[str]:
+    parts = []
+    for at, value in enumerate(values):
+        top, width = y + BAR * at, value * scale
+        colour = COLOURS[at % len(COLOURS)]
+        parts.append(f'<rect x="{LEFT}" y="{top}" width="{width:.1f}" height="{BAR - 2}" fill="{colour}"/>')
+        parts.append(f'<text x="{LEFT + width + 5:.1f}" y="{top + BAR - 4}" font-size="11">{value:.2f}</text>')
+    return parts
+
+
+def _escaped(text: str) -> str:
+    import html
+
+    return html.escape(text)

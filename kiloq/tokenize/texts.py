@@ -1,0 +1,200 @@
+"""Texts to learn from or to measure: plain files, JSON lines and Parquet, packed or not, one document at a time.
+
+A document belongs to a group, which weights and reports name: the row's `language` (or `lang`, or the field that the
+caller names), else the first folder below the given one, else the file's name up to the first dot. A plain text file
+is handed out in parts of about PART_CHARS that end where a line ends and the next one does not begin with white space:
+no piece of Qwen's pre-tokeniser goes across such a place, and no file has to fit in memory. Files come in the order
+of their names.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kiloq.core.errors import FormatError, MissingError, UsageError
+from kiloq.core.files import regular_size, shown
+
+MAX_LINE_BYTES = 64 << 20  # ours: one line of text, or one row of JSON
+BLOCK_BYTES = 1 << 18
+ZSTD_BYTES = 1 << 10  # a block of 128 KiB takes four bytes at least (RFC 8878), so this unpacks to 32 MiB at most
+PART_CHARS = 1 << 20
+LANGUAGE_FIELDS = ("language", "lang")
+PLAIN = (".txt", ".md", ".text")
+ROWS = (".jsonl", ".ndjson")
+PACKED = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document, or a part of one, and the group that it counts for."""
+
+    group: str
+    text: str
+    continues: bool = False  # the document before goes on here
+
+
+def read_texts(inputs: Sequence[Path], field: str | None = None) -> Iterator[Text]:
+    """The documents of all `inputs` (files or folders). `field`: the field of a row that names its group.
+
+    Raises MissingError or FormatError, naming the file and what is wrong in it.
+    """
+    for path, group in input_files(inputs):
+        kind = _kind(path)
+        if kind in ROWS:
+            yield from _rows(path, group, field)
+        elif kind == ".parquet":
+            yield from _parquet(path, group, field)
+        else:
+            yield from (Text(group, part, continues=at > 0) for at, part in enumerate(_parts(path)))
+
+
+def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Every file to read with the group of its documents. Of a folder: those with a known ending, at any depth."""
+    found: list[tuple[Path, str]] = []
+    for path in inputs:
+        if not path.is_dir():
+            regular_size(path)
+            found.append((path, path.name.split(".")[0] or path.name))
+            continue
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in (*PLAIN, *ROWS, ".parquet"))
+        if not files:
+            kinds = " ".join((*PLAIN, *ROWS, ".parquet"))
+            raise UsageError(f"{path}: has no file to read: put files ending in {kinds} there, also with .gz or .zst")
+        for file in files:
+            inside = file.relative_to(path).parts
+            found.append((file, inside[0] if len(inside) > 1 else file.name.split(".")[0]))
+    return found
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _rows(path: Path, group: str, field: str | None) -> Iterator[Text]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number:,}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise FormatError(f"{where} is not JSON: one object in braces a line was expected") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise FormatError(f'{where} has no string "text": an object with that field was expected')
+        yield Text(_group(row, group, field, where), row["text"])
+
+
+def _group(row: dict[str, Any], group: str, field: str | None, where: str) -> str:
+    if field is not None:
+        if not isinstance(value := row.get(field), str | int):
+            raise FormatError(f"{where} has no field {shown(field)} that is text: choose another --by")
+        return str(value)
+    return next((row[name] for name in LANGUAGE_FIELDS if isinstance(row.get(name), str)), group)
+
+
+def _parts(path: Path) -> Iterator[str]:
+    held: list[str] = []
+    size = 0
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{path}: line {number:,} is not UTF-8 (byte {line[error.start]:#04x}): convert the file first"
+            ) from None
+        if size >= PART_CHARS and not text[:1].isspace():
+            yield "".join(held)
+            held, size = [], 0
+        held.append(text)
+        size += len(text)
+    yield "".join(held)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends; MAX_LINE_BYTES at most."""
+    rest: list[bytes] = []
+    size = 0
+    for block in _unpacked(path):
+        first, *others = block.split(b"\n")
+        size += len(first)
+        if size > MAX_LINE_BYTES:
+            raise FormatError(f"{path}: has a line longer than {MAX_LINE_BYTES:,} bytes: break it into lines first")
+        rest.append(first)
+        if others:
+            yield b"".join(rest) + b"\n"
+            yield from (line + b"\n" for line in others[:-1])
+            rest, size = [others[-1]], len(others[-1])
+    if last := b"".join(rest):
+        yield last
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """The contents of a plain, .gz or .zst file block by block; FormatError where they are damaged or cut short."""
+    regular_size(path)
+    try:
+        with path.open("rb") as file:
+            blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
+            if path.suffix == ".gz":
+                yield from _gunzipped(file)
+            elif path.suffix == ".zst":
+                yield from _unzstd(path, blocks)
+            else:
+                yield from blocks
+    except (OSError, EOFError, zlib.error) as error:
+        raise FormatError(f"{path}: cannot be read ({error}): it is damaged or cut short") from None
+
+
+def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
+    import gzip
+
+    with gzip.open(file) as unpacked:
+        yield from iter(lambda: unpacked.read(BLOCK_BYTES), b"")
+
+
+def _unzstd(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingError(f"{path}: .zst needs another package: run `pip install 'kiloq[data]'` to get it") from None
+    unpacker = None
+    try:
+        for packed in (block[at : at + ZSTD_BYTES] for block in blocks for at in range(0, len(block), ZSTD_BYTES)):
+            while packed:
+                unpacker = unpacker or zstandard.ZstdDecompressor().decompressobj()
+                yield unpacker.decompress(packed)
+                packed = unpacker.unused_data if unpacker.eof else b""  # noqa: PLW2901 - the next frame
+                unpacker = None if unpacker.eof else unpacker
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{path}: cannot be unpacked ({error}): it is damaged") from None
+    if unpacker is not None:
+        raise FormatError(f"{path}: ends inside its packed data: it was cut short")
+
+
+def _parquet(path: Path, group: str, field: str | None) -> Iterator[Text]:
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingError(
+            f"{path}: Parquet needs another package: run `pip install 'kiloq[data]'` to get it"
+        ) from None
+    regular_size(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [name for name in ("text", field, *LANGUAGE_FIELDS) if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=1024, columns=names):
+                for row in batch.to_pylist():
+                    if not isinstance(row.get("text"), str):
+                        raise FormatError(f'{path}: has no column "text" of strings, or a row without one')
+                    yield Text(_group(row, group, field, str(path)), row["text"])
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise FormatError(f"{path}: cannot be read as Parquet ({shown(said, 120)}): it is damaged") from None

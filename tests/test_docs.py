@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(command: list[str], folder: Path, stdin: str = "") -> str:
 
 def test_console_lines_run_and_show_what_the_page_says(tmp_path: Path) -> None:
     default_model()
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")  # texts that a checkout has
     lines = [line for block in blocks("console") for line in block.splitlines()]
     assert any(line.startswith("$ kiloq") for line in lines)
     for line, after in zip(lines, [*lines[1:], "$"], strict=True):

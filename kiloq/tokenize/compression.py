@@ -7,6 +7,7 @@ are those of the text in NFC, and every vocabulary gets that text, so that none 
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
@@ -140,7 +141,7 @@ def report_page(found: Compression) -> str:
     )
     return page(
         "Compression by language",
-        f"{said}\n{chart(found)}\n<h2>Numbers</h2><p>Baseline: {cell(found.baseline)[4:-5]}</p><table>{table}</table>",
+        f"{said}\n{chart(found)}\n<h2>Numbers</h2><p>Baseline: {html.escape(found.baseline)}</p><table>{table}</table>",
     )
 
 
@@ -155,11 +156,11 @@ def chart(found: Compression) -> str:
     for at, name in enumerate(found.names):
         colour = COLOURS[at % len(COLOURS)]
         parts.append(f'<rect x="{LEFT}" y="{4 + 20 * at}" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + 18}" y="{14 + 20 * at}">{_escaped(name)}</text>')
+        parts.append(f'<text x="{LEFT + 18}" y="{14 + 20 * at}">{html.escape(name)}</text>')
     for row, language in enumerate(found.languages):
         y = top + block * row
         middle = y + BAR * len(found.names) / 2 + 4
-        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">{_escaped(language[:20])}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">{html.escape(language[:20])}</text>')
         parts += _bars([values[language, name] for name in found.names], y, scale)
     return "".join([*parts, "</svg>"])
 
@@ -172,9 +173,3 @@ def _bars(values: Sequence[float], y: int, scale: float) -> list[str]:
         parts.append(f'<rect x="{LEFT}" y="{top}" width="{width:.1f}" height="{BAR - 2}" fill="{colour}"/>')
         parts.append(f'<text x="{LEFT + width + 5:.1f}" y="{top + BAR - 4}" font-size="11">{value:.2f}</text>')
     return parts
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text)

@@ -88,16 +88,18 @@ def _batches(texts: Iterable[Text]) -> Iterator[tuple[str, list[str], int]]:
     held: dict[str, list[str]] = {}
     sizes: Counter[str] = Counter()  # characters, and one for each document
     begun: Counter[str] = Counter()  # documents
+    waiting = 0
     for text in texts:
         held.setdefault(text.group, []).append(text.text)
         sizes[text.group] += len(text.text) + 1
         begun[text.group] += not text.continues
+        waiting += len(text.text) + 1
         if sizes[text.group] >= BATCH_CHARS:
             yield text.group, held.pop(text.group), begun.pop(text.group, 0)
-            del sizes[text.group]
-        elif sizes.total() >= 8 * BATCH_CHARS:  # many groups: none waits for ever
+            waiting -= sizes.pop(text.group)
+        elif waiting >= 8 * BATCH_CHARS:  # many groups: none waits for ever
             yield from ((group, texts, begun[group]) for group, texts in held.items())
-            held, sizes, begun = {}, Counter(), Counter()
+            held, sizes, begun, waiting = {}, Counter(), Counter(), 0
     yield from ((group, texts, begun[group]) for group, texts in held.items())
 
 

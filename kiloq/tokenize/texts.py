@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
 from kiloq.core.files import regular_size, shown
+from kiloq.tokenize.normalize import well_formed
 
 MAX_LINE_BYTES = 64 << 20  # ours: one line of text, or one row of JSON
 BLOCK_BYTES = 1 << 18
@@ -59,7 +60,7 @@ def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
     for path in inputs:
         if not path.is_dir():
             regular_size(path)
-            found.append((path, path.name.split(".")[0] or path.name))
+            found.append((path, well_formed(path.name.split(".")[0] or path.name)))
             continue
         files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in (*PLAIN, *ROWS, ".parquet"))
         if not files:
@@ -67,7 +68,7 @@ def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
             raise UsageError(f"{path}: has no file to read: put files ending in {kinds} there, also with .gz or .zst")
         for file in files:
             inside = file.relative_to(path).parts
-            found.append((file, inside[0] if len(inside) > 1 else file.name.split(".")[0]))
+            found.append((file, well_formed(inside[0] if len(inside) > 1 else file.name.split(".")[0])))
     return found
 
 
@@ -96,8 +97,8 @@ def _group(row: dict[str, Any], group: str, field: str | None, where: str) -> st
     if field is not None:
         if not isinstance(value := row.get(field), str | int):
             raise FormatError(f"{where} has no field {shown(field)} that is text: choose another --by")
-        return str(value)
-    return next((row[name] for name in LANGUAGE_FIELDS if isinstance(row.get(name), str)), group)
+        return well_formed(str(value))
+    return well_formed(next((row[name] for name in LANGUAGE_FIELDS if isinstance(row.get(name), str)), group))
 
 
 def _parts(path: Path) -> Iterator[str]:
@@ -148,6 +149,8 @@ def _unpacked(path: Path) -> Iterator[bytes]:
                 yield from _unzstd(path, blocks)
             else:
                 yield from blocks
+    except MissingError:  # of a package; it is an OSError too
+        raise
     except (OSError, EOFError, zlib.error) as error:
         raise FormatError(f"{path}: cannot be read ({error}): it is damaged or cut short") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ from hypothesis import strategies as st
 from oracles import naive_bpe, naive_bpe_training
 from support import shared
 
-from kiloq.core.errors import KiloqError, UsageError
+from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
 from kiloq.core.manifest import verify_manifest
+from kiloq.tokenize import texts
 from kiloq.tokenize import train as trainer
 from kiloq.tokenize.command import command
 from kiloq.tokenize.command_train import parse_weights
 from kiloq.tokenize.counting import MAX_PIECE_BYTES, count_pieces
+from kiloq.tokenize.export import tiktoken_lines
 from kiloq.tokenize.files import read_tiktoken
 from kiloq.tokenize.patterns import QWEN
 from kiloq.tokenize.texts import Text
@@ -118,13 +121,14 @@ def test_sizes_that_cannot_be() -> None:
 def test_counts_equal_the_expression_on_whole_texts(processes: int) -> None:
     alphabet = "ab1 \n\r\t'.s\u3000\x1c猫é\xa0"
     random_text = random.Random(0)
-    texts = ["".join(random_text.choices(alphabet, k=200)) for _ in range(300)] + [TEXT.replace("e\u0301", "é"), ""]
-    found = count_pieces([Text("x", text) for text in texts], {}, 1, processes)
+    documents = ["".join(random_text.choices(alphabet, k=200)) for _ in range(300)] + [TEXT.replace("e\u0301", "é"), ""]
+    found = count_pieces([Text("x", text) for text in documents], {}, 1, processes)
     wanted: Counter[bytes] = Counter()
-    for text in texts:
+    for text in documents:
         wanted.update(naive_counts(text))
     assert found.pieces == wanted
-    assert found.documents == {"x": len(texts)} and found.bytes["x"] == sum(len(text.encode()) for text in texts)
+    assert found.documents == {"x": len(documents)}
+    assert found.bytes["x"] == sum(len(text.encode()) for text in documents)
 
 
 def test_weights_are_whole_numbers_in_the_same_ratio() -> None:
@@ -134,12 +138,12 @@ def test_weights_are_whole_numbers_in_the_same_ratio() -> None:
     for wrong in ("en", "=2", "en=x", "en=nan", "en=inf", "en=-1", "en=1001", "en=0.0001", "en=1e2", "en=1,en=2"):
         with pytest.raises(UsageError, match="--weights has"):
             parse_weights(wrong)
-    texts = [Text("en", "the cat"), Text("zh", "猫"), Text("xx", "!")]
-    found = count_pieces(texts, {"en": 2, "zh": 5}, 2, 1)
+    some = [Text("en", "the cat"), Text("zh", "猫"), Text("xx", "!")]
+    found = count_pieces(some, {"en": 2, "zh": 5}, 2, 1)
     assert found.pieces == {b"the": 2, b" cat": 2, "猫".encode(): 5, b"!": 2}
-    assert count_pieces(texts, {"en": 0, "zh": 0}, 1, 1).pieces == {b"!": 1}
+    assert count_pieces(some, {"en": 0, "zh": 0}, 1, 1).pieces == {b"!": 1}
     with pytest.raises(UsageError, match="'de', and the texts are of: en, xx, zh"):
-        count_pieces(texts, {"de": 1}, 1, 1)
+        count_pieces(some, {"de": 1}, 1, 1)
 
 
 def test_pieces_too_long_to_be_tokens_are_left_out_and_counted() -> None:
@@ -225,10 +229,7 @@ def test_going_on_from_a_vocabulary(corpus: Path, tmp_path: Path) -> None:
 def test_going_on_from_qwen(qwen: Tokenizer, tmp_path: Path) -> None:
     text, start = tmp_path / "words.txt", tmp_path / "qwen.tiktoken"
     text.write_text(" flibbertigibbets zyxwvutsrq 千里之行始于足下\n" * 4, encoding="utf-8")
-    start.write_bytes(b"")
     assert isinstance(qwen.vocabulary, Vocabulary)
-    from kiloq.tokenize.export import tiktoken_lines
-
     start.write_bytes(tiktoken_lines(qwen.vocabulary.ranks))
     run("train", text, "--vocab-size", 151_653, "--start", start, "--out", tmp_path / "out")
     made = Tokenizer.load(tmp_path / "out").vocabulary
@@ -263,6 +264,41 @@ def test_bad_inputs_are_one_sentence(tmp_path: Path, name: str, data: bytes | No
     with pytest.raises(KiloqError, match=said) as raised:
         run("train", tmp_path / name, "--vocab-size", 300, "--out", tmp_path / "out")
     assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("ending", "package"), [("jsonl.zst", "zstandard"), ("parquet", "pyarrow")])
+def test_a_missing_package_is_named(ending: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_packed(tmp_path, [("en", TEXT)])
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingError, match=r"pip install 'kiloq\[data\]'"):
+        run("train", tmp_path / f"x.{ending}", "--vocab-size", 300, "--out", tmp_path / "out")
+
+
+def test_a_long_file_comes_in_parts_that_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.txt"
+    text = (TEXT + "...\n\n\n  indented\n\u3000wide\n").replace("e\u0301", "é") * 3
+    path.write_bytes(text.encode())
+    monkeypatch.setattr(texts, "PART_CHARS", 1)
+    monkeypatch.setattr(texts, "BLOCK_BYTES", 7)
+    parts = list(texts.read_texts([path]))
+    assert "".join(part.text for part in parts) == text and len(parts) > 10
+    found = count_pieces(parts, {}, 1, 1)
+    assert found.pieces == naive_counts(text) and found.documents == {"long": 1}
+    monkeypatch.setattr(texts, "MAX_LINE_BYTES", 20)
+    with pytest.raises(FormatError, match="a line longer than 20 bytes"):
+        list(texts.read_texts([path]))
+
+
+def test_groups_are_the_row_s_language_then_the_folder_then_the_file(tmp_path: Path) -> None:
+    (tmp_path / "zh" / "deep").mkdir(parents=True)
+    (tmp_path / "zh" / "deep" / "a.txt").write_text("x")
+    (tmp_path / "en.part1.txt").write_text("x")
+    (tmp_path / "notes.pdf").write_text("not read")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"text": "x", "lang": "de", "id": 7}\n{"text": "x"}\n{"text": "x", "lang": "\\ud800"}'
+    )
+    assert [text.group for text in texts.read_texts([tmp_path])] == ["en", "de", "rows", "\ufffd", "zh"]
+    assert next(texts.read_texts([tmp_path / "rows.jsonl"], "id")).group == "7"
 
 
 def test_nothing_of_somebody_else_is_replaced(corpus: Path) -> None:

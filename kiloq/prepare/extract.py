@@ -5,8 +5,8 @@ below the last line of prose (share buttons, "related", copyright) is cut here. 
 of the lines that remain are not prose: then the page is read again by trafilatura in its fast mode, some seven times
 slower, and that answer is taken if its length is plausible. Four bounds keep hostile pages from hanging: elements
 nested deeper than a browser allows are read without the main-content rules (whose time grows with the square of the
-depth), only pages of moderate size go to trafilatura, and pages that are too large, or have too many elements open at once,
-are dropped.
+depth), only pages of moderate size go to trafilatura, and pages that are too large, have too many tags, or too many elements
+open at once are dropped.
 Sources: Bevendorff et al. 2018 (resiliparse), Barbaresi 2021 (trafilatura).
 """
 
@@ -34,12 +34,15 @@ from kiloq.prepare.settings import check_counts, check_shares
 
 MAX_DEPTH = 512  # nested elements; the HTML parser of Chromium stops there as well
 MAX_OPEN = 2_000  # ours: pages with more elements open at once are dropped; parsing them may take minutes
-MANY_TAGS = 20_000  # ours: up to here the worst page takes 0.3 s; the median page has 2,000 tags
+MANY_TAGS = 20_000  # ours: open elements are counted in pages with more; up to here the worst page takes 0.3 s; the median page has 1,400 tags
 # elements without an end tag, or that another start tag ends: HTML standard, section 13.1.2
 UNCLOSED = frozenset({
     "area", "base", "body", "br", "col", "colgroup", "dd", "dt", "embed", "head", "hr", "html", "img", "input", "li", "link", "meta",
     "optgroup", "option", "p", "param", "rp", "rt", "source", "tbody", "td", "tfoot", "th", "thead", "tr", "track", "wbr",
 })  # fmt: skip
+SHAPES = frozenset(  # of SVG: these do end in "/>"
+    {"circle", "ellipse", "image", "line", "path", "polygon", "polyline", "rect", "stop", "use"}
+)
 SAMPLED = 128  # ours: so a chain of elements may be this much longer before it is noticed
 PROSE_BYTES = 120  # a line this long is prose whatever it ends in: ours, about 20 English words or 40 Han characters
 SENTENCE_BYTES = 50  # a shorter one is prose if it ends as a sentence does: ours
@@ -48,7 +51,7 @@ SKIPPED = ("figcaption", "aside", "footer", "nav", "button", '[class*="related"]
 MAX_HEAD = 100_000  # characters of a page in which its canonical address is looked for; ours
 PLAUSIBLE = (0.2, 1.5)  # trafilatura's length as a share of resiliparse's: outside, one of them took the wrong element
 
-_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]{0,30})(?:[^<>]{0,4000}(?<=/)(?=>))?")  # a match that ends in / closes itself
+_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]{0,30})")
 _CANONICAL = re.compile(r"<link\b[^<>]{0,1000}>", re.IGNORECASE)
 _HREF = re.compile(r"""\bhref\s{0,8}=\s{0,8}["']?(https?://[^\s"'<>]{1,2000})""", re.IGNORECASE)
 _IS_CANONICAL = re.compile(r"""\brel\s{0,8}=\s{0,8}["']?canonical\b""", re.IGNORECASE)
@@ -63,12 +66,13 @@ class Extract:
     doubtful: float | None = 0.4  # share of lines that are not prose, above it trafilatura is asked; None: never. Ours
     most_doubtful_chars: int = 100_000  # larger pages are not read twice: bounds the time a page may take. Ours
     most_chars: int | None = 20_000_000  # larger pages are dropped unread. Ours; the median page has 0.1 million
+    most_tags: int | None = 100_000  # pages with more are dropped: bounds the parser's time at some 10 s. Ours
     least_chars: int = 1  # of main text; fewer: the page is dropped
 
     def __post_init__(self) -> None:
         check_shares(self, "doubtful")
         check_counts(self, "most_doubtful_chars", "least_chars")
-        check_counts(self, "most_chars", least=1)
+        check_counts(self, "most_chars", "most_tags", least=1)
 
     def apply(self, batch: Any) -> Result:
         formats, metas = strings_of(batch, "format"), strings_of(batch, "meta")
@@ -88,10 +92,8 @@ class Extract:
 
     def _page(self, html: str) -> tuple[Outcome, Mapping[str, str]]:
         """The Outcome for one page, and what it says of itself."""
-        if self.most_chars is not None and len(html) > self.most_chars:
-            return Outcome("", f"extract: the page has {len(html)} characters, at most {self.most_chars} are read"), {}
-        if (count := open_elements(html)) > MAX_OPEN:
-            return Outcome("", f"extract: {count} elements are open at once, at most {MAX_OPEN} may be"), {}
+        if (reason := self._too_costly(html)) is not None:
+            return Outcome("", reason), {}
         tree = _parse(html)
         if tree is None:
             return Outcome("", "extract: the page could not be parsed"), {}
@@ -106,16 +108,25 @@ class Extract:
             if PLAUSIBLE[0] * len(text) <= len(second) <= PLAUSIBLE[1] * len(text):
                 answer = second
         answer = answer.strip("\n")
-        reason = None
         if len(answer.strip()) < self.least_chars:
             reason = f"extract: {len(answer.strip())} characters of main text, at least {self.least_chars} are needed"
         return Outcome(answer, reason, edits), _said(tree, html)
+
+    def _too_costly(self, html: str) -> str | None:
+        """The reason against a page that may take long to parse."""
+        if self.most_chars is not None and len(html) > self.most_chars:
+            return f"extract: the page has {len(html)} characters, at most {self.most_chars} are read"
+        tags = html.count("<")
+        if self.most_tags is not None and tags > self.most_tags:
+            return f"extract: the page has {tags} tags, at most {self.most_tags} are read"
+        count = open_elements(html) if tags > MANY_TAGS else 0
+        return f"extract: {count} elements are open at once, at most {MAX_OPEN} may be" if count > MAX_OPEN else None
 
 
 def too_deep(tree: Any) -> bool:
     """Whether a div or article lies deeper than MAX_DEPTH + SAMPLED; every SAMPLED-th is looked at, and its parents.
 
-    These are the elements that the main-content rules climb: a chain of 100,000 of them takes hours.
+    These are the elements that the main-content rules climb: a chain of 100,000 of them takes minutes.
     """
     for tag in ("div", "article"):
         found = tree.document.get_elements_by_tag_name(tag)
@@ -129,13 +140,11 @@ def too_deep(tree: Any) -> bool:
 
 
 def open_elements(html: str) -> int:
-    """The most elements that are open at one place, at least; counted only in pages with over MANY_TAGS tags.
+    """The most elements that are open at one place, at least.
 
     Parsing takes the time of tags times open elements, for an end tag without a start is looked up through all of
     them. Elements that need no end tag are not counted, nor what stands in scripts.
     """
-    if html.count("<") <= MANY_TAGS:
-        return 0
     depths: Counter[str] = Counter()
     depth = most = at = 0
     while found := _TAG.search(html, at):
@@ -147,11 +156,16 @@ def open_elements(html: str) -> int:
             at = html.find(f"</{found[2]}", at)
             if at < 0:
                 break
-        elif tag not in UNCLOSED:
+        elif tag not in UNCLOSED and not (tag in SHAPES and _closes_itself(html, at)):
             depths[tag] += 1
             depth += 1
             most = max(most, depth)
     return most
+
+
+def _closes_itself(html: str, at: int) -> bool:
+    end = html.find(">", at, at + 10_000)  # a bound, so that tags without an end do not take quadratic time
+    return end > 0 and html[end - 1] == "/"
 
 
 def is_prose(line: str) -> bool:

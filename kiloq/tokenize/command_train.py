@@ -52,7 +52,7 @@ def train_command(
     """Train a byte-level BPE vocabulary on INPUTS: text, .jsonl and .parquet files or folders of them.
 
     Text files and .jsonl may end in .gz or .zst. Rows have a field "text". Qwen's 208 control tokens follow after the
-    tokens that are trained.
+    tokens that are trained, also with --start, where they had smaller ids before.
     """
     from kiloq.core.manifest import check_replaceable
     from kiloq.tokenize.counting import count_pieces

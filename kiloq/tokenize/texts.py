@@ -3,8 +3,8 @@
 A document belongs to a group, which weights and reports name: the row's `language` (or `lang`, or the field that the
 caller names), else the first folder below the given one, else the file's name up to the first dot. A plain text file
 is handed out in parts of about PART_CHARS that end where a line ends and the next one does not begin with white space:
-no piece of Qwen's pre-tokeniser goes across such a place, and no file has to fit in memory. Files come in the order
-of their names.
+no piece of Qwen's pre-tokeniser goes across such a place, and no file has to fit in memory (where no such
+line comes for 64 MiB, the part ends at any line). Files come in the order of their names.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _parts(path: Path) -> Iterator[str]:
             raise FormatError(
                 f"{path}: line {number:,} is not UTF-8 (byte {line[error.start]:#04x}): convert the file first"
             ) from None
-        if size >= PART_CHARS and not text[:1].isspace():
+        if size >= MAX_LINE_BYTES or (size >= PART_CHARS and not text[:1].isspace()):
             yield "".join(held)
             held, size = [], 0
         held.append(text)
@@ -192,7 +192,8 @@ def _parquet(path: Path, group: str, field: str | None) -> Iterator[Text]:
     regular_size(path)
     try:
         with pq.ParquetFile(path) as file:
-            names = [name for name in ("text", field, *LANGUAGE_FIELDS) if name in file.schema_arrow.names]
+            wanted = dict.fromkeys(("text", field, *LANGUAGE_FIELDS))
+            names = [name for name in wanted if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=1024, columns=names):
                 for row in batch.to_pylist():
                     if not isinstance(row.get("text"), str):

@@ -110,18 +110,31 @@ def test_a_deep_page_below_the_limit_is_read_flat() -> None:
     assert "lighthouse" in texts_of(result.batch)[0]
 
 
-def test_open_elements_are_counted_in_large_pages_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_elements("<div>" * 100) == 0
-    monkeypatch.setattr(extract, "MANY_TAGS", 0)
-    assert open_elements("<div><p>a<p>b<br><img></div>" * 9) == 1
-    assert open_elements("<b></i>" * 7) == 7
-    assert open_elements("<script>'<b><b><b>'</script><i>") == 1
-    assert open_elements("<b>") == 1
+@pytest.mark.parametrize(
+    ("html", "count"),
+    [
+        ("<div><p>a<p>b<br><img></div>" * 9, 1),
+        ("<b></i>" * 7, 7),
+        ("<script>'<b><b><b>'</script><i>", 1),
+        ("<script>'<b><b><b>'", 0),
+        ("<svg>" + '<path d="M0 0"/>' * 9 + "</svg>", 1),
+        ("<svg>" + "<path>" * 9, 10),
+        ("<a><b><a></a></b><i>", 3),
+    ],
+)
+def test_open_elements(html: str, count: int) -> None:
+    assert open_elements(html) == count
 
 
 def test_limits_on_size() -> None:
     assert run(Extract(most_chars=10), "<p>" + "x" * 20, format="html").reasons == [
         "extract: the page has 23 characters, at most 10 are read"
+    ]
+    assert run(Extract(most_tags=10), "<br>" * 11, format="html").reasons == [
+        "extract: the page has 11 tags, at most 10 are read"
+    ]
+    assert run(Extract(), "<b>" * 30_000, format="html").reasons == [
+        "extract: 30000 elements are open at once, at most 2000 may be"
     ]
     assert run(Extract(least_chars=30), "<p>short", format="html").reasons == [
         "extract: 5 characters of main text, at least 30 are needed"

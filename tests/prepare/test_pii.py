@@ -93,6 +93,6 @@ def test_check_digits() -> None:
      "1.1.1.1.", "+1 ", "(555) ", "-", "@", "0-", "gh" + "p_a1"],
 )  # fmt: skip
 def test_a_megabyte_of_anything_ends(unit: str) -> None:
-    """Every expression is bounded: where one was quadratic, a megabyte would take hours."""
+    """Every expression is bounded: where one was quadratic, a megabyte would take far longer than the suite allows."""
     text = unit * (1_000_000 // len(unit)) + "@1"
     assert run(PersonalData(), text).reasons == [None]

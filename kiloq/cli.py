@@ -36,9 +36,7 @@ class Verb(NamedTuple):
 VERBS = {
     "chat": Verb("kiloq.chat.command", "chat_command", "Talk with a model in the terminal."),
     "generate": Verb("kiloq.generate.command", "generate_command", "Continue a prompt, or answer a file of prompts."),
-    "tokenize": Verb(
-        "kiloq.tokenize.command", "command", "Show the tokens of a text; train, extend and compare vocabularies."
-    ),
+    "tokenize": Verb("kiloq.tokenize.command", "command", "Show tokens; train, extend and compare vocabularies."),
     "convert": Verb("kiloq.convert.command", "convert_command", "Write a model in another format."),
     "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),
     "get": Verb("kiloq.convert.command", "get_command", "Fetch a model or vocabulary by name."),

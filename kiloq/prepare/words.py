@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
+from kiloq.core.files import regular_size
 from kiloq.prepare.documents import Result, strings_of, texts_of
 from kiloq.prepare.rules.text import UNSPACED, Text
 from kiloq.prepare.settings import check_counts, check_shares
@@ -83,11 +85,12 @@ class BadWords:
 def read_list(path: Path) -> tuple[tuple[str, str], ...]:
     """The (language, term) pairs of a file. Raises MissingError or FormatError, whose sentence starts with the path."""
     try:
+        regular_size(path)  # a pipe would be waited for
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read(MAX_LIST_BYTES + 1)
     except FileNotFoundError:
         raise MissingError(f"{path}: there is no such word list: check `path` of the step words") from None
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise FormatError(f"{path}: cannot be read as a word list: {error}") from None
     if len(data) > MAX_LIST_BYTES:
         raise FormatError(f"{path}: has more than {MAX_LIST_BYTES} bytes, the most that a word list may have: split it")

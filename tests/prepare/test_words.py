@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -88,8 +89,17 @@ def test_a_missing_or_damaged_list_is_named(tmp_path: Path) -> None:
         ("c.txt", b"\xff"),
         ("d.jsonl.gz", b"plain"),
         ("e.jsonl", b'{"lang":1}'),
+        ("f.txt.gz", gzip.compress(b"darn" * 1000)[:-9]),
+        ("g.txt.gz", gzip.compress(b"darn")[:10] + b"\xff" * 20),
     ):
         path = tmp_path / name
         path.write_bytes(data)
         with pytest.raises(FormatError, match=f"{name}: "):
             BadWords(path=str(path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.txt"
+    os.mkfifo(path)
+    with pytest.raises(FormatError, match=r"pipe\.txt: is not a regular file"):
+        BadWords(path=str(path))

@@ -10,7 +10,6 @@ variable `KILOQ_DEBUG` for everything below.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import os
 import sys
@@ -22,7 +21,7 @@ import click
 
 from kiloq import __version__
 from kiloq.core.display import neutralise
-from kiloq.core.errors import KiloqError
+from kiloq.core.errors import KiloqError, file_sentence
 
 
 class Verb(NamedTuple):
@@ -37,6 +36,15 @@ VERBS = {
     "chat": Verb("kiloq.chat.command", "chat_command", "Talk with a model in the terminal."),
     "generate": Verb("kiloq.generate.command", "generate_command", "Continue a prompt, or answer a file of prompts."),
     "tokenize": Verb("kiloq.tokenize.command", "command", "Show tokens; train, extend and compare vocabularies."),
+    "prepare": Verb(
+        "kiloq.prepare.command", "prepare_command", "Make a clean corpus from raw files, as a recipe says."
+    ),
+    "prepare classifier": Verb(
+        "kiloq.prepare.command_models", "train_classifier_command", "Train a filter that tells good text from bad."
+    ),
+    "prepare perplexity": Verb(
+        "kiloq.prepare.command_models", "train_perplexity_command", "Train an n-gram language model as a filter."
+    ),
     "convert": Verb("kiloq.convert.command", "convert_command", "Write a model in another format."),
     "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),
     "get": Verb("kiloq.convert.command", "get_command", "Fetch a model or vocabulary by name."),
@@ -161,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141
-        return code or _report(f"kiloq: {_file_sentence(error)}", 1)
+        return code or _report(f"kiloq: {file_sentence(error)}", 1)
     return code
 
 
@@ -201,7 +209,7 @@ def _run(arguments: list[str]) -> int:
     except KiloqError as error:
         return _report(f"kiloq: {error}", error.exit_code)
     except OSError as error:
-        return _report(f"kiloq: {_file_sentence(error)}", 1)
+        return _report(f"kiloq: {file_sentence(error)}", 1)
     except Exception as error:
         reason = " ".join(str(error).split())
         return _report(
@@ -209,12 +217,6 @@ def _run(arguments: list[str]) -> int:
             "run it again with --debug and report the traceback",
             1,
         )
-
-
-def _file_sentence(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename is not None else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return f"{place}{error.strerror or error}{': make room, or write to another place' if full else ''}"
 
 
 def _usage_sentence(error: click.ClickException) -> str:

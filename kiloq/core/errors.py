@@ -14,6 +14,8 @@ of ours.
 
 from __future__ import annotations
 
+import errno
+
 
 class KiloqError(Exception):
     """Base of all errors meant for people. `str(error)` is one sentence."""
@@ -41,3 +43,10 @@ class ContextError(KiloqError, ValueError):
 
 class BusyError(KiloqError):
     """The queue is full; the sentence has its length and limit. The same request may be answered later."""
+
+
+def file_sentence(error: OSError) -> str:
+    """What to tell people of an error of the file system."""
+    place = f"{error.filename}: " if error.filename is not None else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{place}{error.strerror or error}{': make room, or write to another place' if full else ''}"

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,21 +117,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_overs(target)
+    _remove_left_overs(target, ("partial", "replaced"))
     staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
     staging.mkdir()
     try:
         yield staging
-        for path in [*staging.rglob("*"), staging]:
-            sync(path)
-        check_replaceable(target)
-        _move_in(staging, target)
+        move_in(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move_in(staging: Path, target: Path) -> None:
-    """Rename; an old artifact of ours steps aside first and is deleted last."""
+def move_in(staging: Path, target: Path) -> None:
+    """Put a finished folder under `target`: one rename; an old artifact of ours steps aside first and is deleted last."""
+    target = target.absolute()
+    for path in [*staging.rglob("*"), staging]:
+        sync(path)
+    _remove_left_overs(target, ("replaced",))
+    check_replaceable(target)
     aside = target.with_name(f".{target.name}.replaced-{os.getpid()}")
     if target.exists():
         target.rename(aside)
@@ -154,9 +156,9 @@ def check_replaceable(target: Path) -> None:
         raise UsageError(f"{target} is not empty and was not written by kiloq: choose another output path or empty it")
 
 
-def _remove_left_overs(target: Path) -> None:
+def _remove_left_overs(target: Path, kinds: Sequence[str]) -> None:
     """Staging folders of processes that are gone; a replaced folder returns if the process died between two renames."""
-    for kind in ("partial", "replaced"):
+    for kind in kinds:
         for path in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
             pid = path.name.rpartition("-")[2]
             if not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):

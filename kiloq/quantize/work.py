@@ -8,7 +8,6 @@ there; both files appear whole or not at all. Another job in the same place star
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,35 +16,29 @@ import numpy as np
 import numpy.typing as npt
 
 from kiloq.core.errors import FormatError, MissingError
-from kiloq.core.files import atomic_file
-from kiloq.core.safe_json import load_object
 from kiloq.core.safetensors import SafetensorsFile, write_safetensors
+from kiloq.core.work import WorkFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-JOB, STATES = "job.json", "states.safetensors"
+STATES = "states.safetensors"
 
 
 class Work:
     """The folder of one job. `job` is whatever tells it from another: settings, and hashes of what goes in."""
 
     def __init__(self, out: Path, job: Mapping[str, Any]) -> None:
-        out = out.absolute()
-        self.folder = out.with_name(f".{out.name}.quantising")
-        self._record = json.loads(json.dumps(job))
+        self._work = WorkFolder.beside(out, "quantising")
+        self.folder, self._job = self._work.folder, job
 
     def layers_done(self) -> int:
         """Finished layers of this same job; 0 (and an empty folder) where there is none, or another."""
-        try:
-            if load_object(self.folder / JOB) == self._record:
+        if self._work.begin(self._job):
+            try:
                 return int(SafetensorsFile(self.folder / STATES).metadata["layers"])
-        except (MissingError, FormatError, KeyError, ValueError):
-            pass  # nothing usable is there: begin
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        with atomic_file(self.folder / JOB) as file:
-            file.write(json.dumps(self._record).encode())
+            except (MissingError, FormatError, KeyError, ValueError):
+                pass  # no layer was finished
         return 0
 
     def save(self, layer: int, tensors: Mapping[str, npt.NDArray[Any]], states: Mapping[str, list[Tensor]],
@@ -75,7 +68,7 @@ class Work:
 
     def remove(self) -> None:
         """After the result is in its place."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._work.remove()
 
     def _file(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:04}.safetensors"

@@ -8,17 +8,16 @@ are those of the text in NFC, and every vocabulary gets that text, so that none 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import exp, log
 
+from kiloq.core.chart import bars
 from kiloq.core.errors import UsageError
-from kiloq.core.page import COLOURS, cell, page
+from kiloq.core.page import cell, page
 from kiloq.tokenize.normalize import nfc, well_formed
 from kiloq.tokenize.texts import Text
 from kiloq.tokenize.tokenizer import Tokenizer
-
-BAR, GAP, LEFT, WIDTH = 14, 8, 130, 760  # pixels of the chart
 
 
 @dataclass
@@ -147,29 +146,5 @@ def report_page(found: Compression) -> str:
 
 def chart(found: Compression) -> str:
     """Inline SVG: for each language a bar of bytes per token for each vocabulary."""
-    values = {(one, n): found.bytes_per_token(one, n) for one in found.languages for n in found.names}
-    scale = (WIDTH - LEFT - 60) / max(values.values())
-    top = 20 * len(found.names) + GAP
-    block = BAR * len(found.names) + GAP
-    height = top + block * len(found.languages)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="bytes per token by language" font-size="12">']
-    for at, name in enumerate(found.names):
-        colour = COLOURS[at % len(COLOURS)]
-        parts.append(f'<rect x="{LEFT}" y="{4 + 20 * at}" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + 18}" y="{14 + 20 * at}">{html.escape(name)}</text>')
-    for row, language in enumerate(found.languages):
-        y = top + block * row
-        middle = y + BAR * len(found.names) / 2 + 4
-        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">{html.escape(language[:20])}</text>')
-        parts += _bars([values[language, name] for name in found.names], y, scale)
-    return "".join([*parts, "</svg>"])
-
-
-def _bars(values: Sequence[float], y: int, scale: float) -> list[str]:
-    parts = []
-    for at, value in enumerate(values):
-        top, width = y + BAR * at, value * scale
-        colour = COLOURS[at % len(COLOURS)]
-        parts.append(f'<rect x="{LEFT}" y="{top}" width="{width:.1f}" height="{BAR - 2}" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + width + 5:.1f}" y="{top + BAR - 4}" font-size="11">{value:.2f}</text>')
-    return parts
+    values = {one: [found.bytes_per_token(one, name) for name in found.names] for one in found.languages}
+    return bars(values, found.names, "{:.2f}".format, "bytes per token by language")

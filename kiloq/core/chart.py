@@ -1,0 +1,76 @@
+"""Charts as inline SVG for the pages that kiloq writes: bars with a label and a value, and bars over an axis of bins.
+
+No scripts and no library: a page must open offline, and these two forms say everything that our reports show. Colours
+are those of kiloq.core.page; text takes the page's colour, so charts read on light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+
+from kiloq.core.page import COLOURS
+
+WIDTH, LEFT, RIGHT = 760, 150, 110  # pixels: the whole, the labels before the bars, the values behind them
+BAR, GAP = 16, 8
+HEIGHT, BASE = 180, 40  # of a histogram, and of the labels under it
+
+
+def bars(
+    rows: Mapping[str, Sequence[float]], names: Sequence[str], shown: Callable[[float], str], label: str = "chart"
+) -> str:
+    """For each row a bar for each name, longest values to the right edge; values at their ends."""
+    most = max((value for values in rows.values() for value in values), default=0) or 1
+    scale = (WIDTH - LEFT - RIGHT) / most
+    block = BAR * len(names) + GAP
+    top = 20 * len(names) + GAP if len(names) > 1 else 0
+    parts = [_open(top + block * len(rows), label), *(_legend(names) if len(names) > 1 else [])]
+    for row, (name, values) in enumerate(rows.items()):
+        y = top + block * row
+        middle = y + BAR * len(names) / 2 + 4
+        parts.append(f'<text x="{LEFT - 8}" y="{middle:.0f}" text-anchor="end">{html.escape(name[:22])}</text>')
+        for at, value in enumerate(values):
+            place, width = y + BAR * at, value * scale
+            parts.append(f'<rect x="{LEFT}" y="{place}" width="{width:.1f}" height="{BAR - 2}" fill="{_colour(at)}"/>')
+            parts.append(
+                f'<text x="{LEFT + width + 5:.1f}" y="{place + BAR - 4}" font-size="11">{html.escape(shown(value))}</text>'
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def histogram(bins: Mapping[str, Sequence[float]], names: Sequence[str], label: str = "chart") -> str:
+    """Upright bars over the bins, the parts of a bin on top of each other; every few bins are labelled."""
+    most = max((sum(values) for values in bins.values()), default=0) or 1
+    wide = (WIDTH - 60) / max(1, len(bins))
+    parts = [_open(HEIGHT + BASE + 20 * len(names), label), *_legend(names)]
+    floor = HEIGHT + 20 * len(names)
+    every = max(1, -(-len(bins) // 12))
+    for at, (name, values) in enumerate(bins.items()):
+        x, y = 50 + at * wide, float(floor)
+        for part, value in enumerate(values):
+            tall = value / most * (HEIGHT - 20)
+            y -= tall
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(1, wide - 1):.1f}" height="{tall:.1f}" fill="{_colour(part)}"/>'
+            )
+        if at % every == 0:
+            parts.append(f'<text x="{x:.1f}" y="{floor + 14}" font-size="11">{html.escape(name)}</text>')
+    parts.append(f'<text x="44" y="{floor - HEIGHT + 24}" font-size="11" text-anchor="end">{most:,.0f}</text>')
+    parts.append(f'<line x1="50" x2="{WIDTH - 10}" y1="{floor}" y2="{floor}" stroke="#8888"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def _open(height: float, label: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(label)}" font-size="12">'
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    parts = []
+    for at, name in enumerate(names):
+        parts.append(f'<rect x="{LEFT}" y="{4 + 20 * at}" width="12" height="12" fill="{_colour(at)}"/>')
+        parts.append(f'<text x="{LEFT + 18}" y="{14 + 20 * at}">{html.escape(name)}</text>')
+    return parts
+
+
+def _colour(at: int) -> str:
+    return COLOURS[at % len(COLOURS)]

@@ -1,0 +1,84 @@
+"""The folder beside an output that keeps what a long command has finished, so that a killed one goes on where it was.
+
+It is called `.NAME.<what is being done>`. `job.json` in it says what the work is for, settings and inputs; another job in
+the same place starts from the beginning. A lock keeps a second process out while the first is alive: the system frees
+it when a process ends in any way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kiloq.core.errors import BusyError, FormatError, MissingError
+from kiloq.core.files import atomic_file
+from kiloq.core.safe_json import load_object
+
+JOB, LOCK = "job.json", "lock"
+MAX_BYTES = 256 << 20  # of one JSON file of ours
+
+
+class WorkFolder:
+    """The unfinished work for one output."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def beside(cls, out: Path, doing: str) -> WorkFolder:
+        """The folder of the work that will write `out`."""
+        out = out.absolute()
+        return cls(out.with_name(f".{out.name}.{doing}"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps others out. Raises BusyError if one is in."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BusyError(
+                    f"{self.folder}: another kiloq is at work here: wait for it, or choose another --out"
+                ) from None
+            yield
+
+    def begin(self, job: Mapping[str, Any]) -> bool:
+        """Make the folder for `job`; True if earlier work on the same job lies in it, else it is empty."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = json.loads(json.dumps(job))
+        try:
+            if self.job() == record:
+                return True
+        except (MissingError, FormatError):
+            pass
+        self.forget()
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        write_json(self.folder / JOB, record)
+        return False
+
+    def forget(self) -> None:
+        """Let nothing that lies here count any more."""
+        (self.folder / JOB).unlink(missing_ok=True)
+
+    def job(self) -> dict[str, Any]:
+        """What the work is for. Raises MissingError or FormatError where there is none."""
+        return load_object(self.folder / JOB, MAX_BYTES)
+
+    def remove(self) -> None:
+        """After the result is in its place."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape") + b"\n")

@@ -10,24 +10,21 @@ line comes for 64 MiB, the part ends at any line). Files come in the order of th
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
 from kiloq.core.files import regular_size, shown
+from kiloq.core.unpack import BLOCK_BYTES, PACKED, lines, open_unpacked
 from kiloq.tokenize.normalize import well_formed
 
 MAX_LINE_BYTES = 64 << 20  # ours: one line of text, or one row of JSON
-BLOCK_BYTES = 1 << 18
-ZSTD_BYTES = 1 << 10  # a block of 128 KiB takes four bytes at least (RFC 8878), so this unpacks to 32 MiB at most
 PART_CHARS = 1 << 20
 LANGUAGE_FIELDS = ("language", "lang")
 PLAIN = (".txt", ".md", ".text")
 ROWS = (".jsonl", ".ndjson")
-PACKED = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,8 @@ def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
             continue
         files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in (*PLAIN, *ROWS, ".parquet"))
         if not files:
-            kinds = " ".join((*PLAIN, *ROWS, ".parquet"))
-            raise UsageError(f"{path}: has no file to read: put files ending in {kinds} there, also with .gz or .zst")
+            kinds, packed = " ".join((*PLAIN, *ROWS, ".parquet")), " ".join(PACKED)
+            raise UsageError(f"{path}: has no file to read: put files ending in {kinds} there, also packed ({packed})")
         for file in files:
             inside = file.relative_to(path).parts
             found.append((file, well_formed(inside[0] if len(inside) > 1 else file.name.split(".")[0])))
@@ -121,64 +118,11 @@ def _parts(path: Path) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a file with their ends; MAX_LINE_BYTES at most."""
-    rest: list[bytes] = []
-    size = 0
-    for block in _unpacked(path):
-        first, *others = block.split(b"\n")
-        size += len(first)
-        if size > MAX_LINE_BYTES:
-            raise FormatError(f"{path}: has a line longer than {MAX_LINE_BYTES:,} bytes: break it into lines first")
-        rest.append(first)
-        if others:
-            yield b"".join(rest) + b"\n"
-            yield from (line + b"\n" for line in others[:-1])
-            rest, size = [others[-1]], len(others[-1])
-    if last := b"".join(rest):
-        yield last
-
-
-def _unpacked(path: Path) -> Iterator[bytes]:
-    """The contents of a plain, .gz or .zst file block by block; FormatError where they are damaged or cut short."""
-    regular_size(path)
-    try:
-        with path.open("rb") as file:
-            blocks = iter(lambda: file.read(BLOCK_BYTES), b"")
-            if path.suffix == ".gz":
-                yield from _gunzipped(file)
-            elif path.suffix == ".zst":
-                yield from _unzstd(path, blocks)
-            else:
-                yield from blocks
-    except MissingError:  # of a package; it is an OSError too
-        raise
-    except (OSError, EOFError, zlib.error) as error:
-        raise FormatError(f"{path}: cannot be read ({error}): it is damaged or cut short") from None
-
-
-def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
-    import gzip
-
-    with gzip.open(file) as unpacked:
-        yield from iter(lambda: unpacked.read(BLOCK_BYTES), b"")
-
-
-def _unzstd(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingError(f"{path}: .zst needs another package: run `pip install 'kiloq[data]'` to get it") from None
-    unpacker = None
-    try:
-        for packed in (block[at : at + ZSTD_BYTES] for block in blocks for at in range(0, len(block), ZSTD_BYTES)):
-            while packed:
-                unpacker = unpacker or zstandard.ZstdDecompressor().decompressobj()
-                yield unpacker.decompress(packed)
-                packed = unpacker.unused_data if unpacker.eof else b""  # noqa: PLW2901 - the next frame
-                unpacker = None if unpacker.eof else unpacker
-    except zstandard.ZstdError as error:
-        raise FormatError(f"{path}: cannot be unpacked ({error}): it is damaged") from None
-    if unpacker is not None:
-        raise FormatError(f"{path}: ends inside its packed data: it was cut short")
+    with open_unpacked(path, BLOCK_BYTES) as file:
+        for line in lines(file, MAX_LINE_BYTES):
+            if line.cut:
+                raise FormatError(f"{path}: has a line longer than {MAX_LINE_BYTES:,} bytes: break it into lines first")
+            yield line.data
 
 
 def _parquet(path: Path, group: str, field: str | None) -> Iterator[Text]:

@@ -2,7 +2,7 @@
 
 A *Document* is a row of SCHEMA. Steps take a batch of rows and return a Result with the same rows in the same order;
 a row that is to go keeps its place and gets a reason, so that reports can count what each step dropped and why.
-Arrow is the one currency of this folder, so pyarrow is imported here and nowhere else at the top of a file.
+Arrow is the one currency of this folder, so its files import pyarrow at the top; who asks for it here first learns what is missing.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def with_column(batch: pa.RecordBatch, name: str, values: Sequence[Any], kind: p
     return batch.set_column(place, pa.field(name, kind), array)
 
 
-def with_scores(batch: pa.RecordBatch, name: str, values: Sequence[float]) -> pa.RecordBatch:
-    """`batch` with a column of scores, float32."""
+def with_scores(batch: pa.RecordBatch, name: str, values: Sequence[float | None]) -> pa.RecordBatch:
+    """`batch` with a column of scores, float32; None becomes null."""
     return with_column(batch, name, values, pa.float32())
 
 

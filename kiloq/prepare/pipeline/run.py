@@ -1,0 +1,194 @@
+"""A whole run: plan the parts, take them through the stages, settle the global steps, and put the result in its place.
+
+Whatever is finished lies in the working folder under its name, so a run that was killed anywhere goes on with the first
+task that has no mark, and ends with the same bytes: documents, removed documents, report and data card depend on the
+recipe and the input files alone. Only the manifest has a clock.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from kiloq.core.manifest import check_replaceable, move_in, sha256_file, write_manifest
+from kiloq.core.work import WorkFolder
+from kiloq.prepare.documents import batch_of
+from kiloq.prepare.pipeline.engine import run_tasks
+from kiloq.prepare.pipeline.funnel import Funnel
+from kiloq.prepare.pipeline.recipe import Recipe
+from kiloq.prepare.pipeline.result import write_result
+from kiloq.prepare.pipeline.stages import GlobalStep, key_ranges, numbered, stages_of
+from kiloq.prepare.pipeline.store import Store, table_file
+from kiloq.prepare.pipeline.tally import Tally
+from kiloq.prepare.readers.plan import plan, root_of
+
+GROUP_KEYS = 4_000_000  # keys that are grouped at a time. Ours: with 3 uint64 a key some 400 MB at the peak
+Progress = Callable[[str, int, int], None]  # (what is done, how many of it, of how many)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run and the name under which it is marked."""
+
+    stage: int
+    kind: str  # "part" or "group"
+    number: int
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prepare(recipe: Recipe, out: Path, progress: Progress = lambda what, done, of: None) -> Funnel:
+    """Run `recipe` into the folder `out`. Raises KiloqError in one sentence; run it again to go on."""
+    began = time.monotonic()
+    check_replaceable(out)
+    checked(recipe)
+    work = WorkFolder.beside(out, "preparing")
+    store = Store(work.folder)
+    with work.locked():
+        pieces = planned(recipe)
+        inputs = {str(path): sha256_file(path) for path in _files(recipe.input_files())}
+        job = {"recipe": recipe.identity(), "pieces": pieces, "inputs": inputs, "sources": _sources(recipe, pieces)}
+        if work.begin(job) and not store.result.is_dir():  # moved away: that run was killed at its very end
+            work.forget()
+            work.begin(job)
+        store.result.mkdir(exist_ok=True)
+        recorded = recipe.resolved()
+        recipe = recipe.ready(store.folder)
+        run = Run(recipe, store, len(pieces), progress)
+        funnel = run.run()
+        for left_over in store.result.rglob(".*.partial-*"):  # of processes that were killed
+            left_over.unlink()
+        write_result(funnel, store.result)
+        counts = {"documents_read": funnel.documents_in, "documents": funnel.documents_out, "bytes": funnel.bytes_out}
+        write_manifest(
+            store.result,
+            "documents",
+            inputs={**inputs, **run.inputs},
+            config=recorded,
+            counts=counts,
+            seed=recipe.seed,
+            seconds=time.monotonic() - began,
+        )
+        move_in(store.result, out)
+        work.remove()
+    return funnel
+
+
+def planned(recipe: Recipe) -> list[list[Any]]:
+    """[place of the source, piece] of every part, in order."""
+    return [
+        [at, piece.to_json()]
+        for at, source in enumerate(recipe.source)
+        for piece in plan(source, recipe.piece_mb * 10**6)
+    ]
+
+
+def _sources(recipe: Recipe, pieces: Sequence[Sequence[Any]]) -> dict[str, list[int]]:
+    """Size and time of change of every file to be read: a run does not go on with files that are others by now."""
+    found = {}
+    for at, piece in pieces:
+        for name in piece["files"]:
+            path = root_of(recipe.source[at]) / name
+            status = path.stat()
+            found[str(path)] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files of a list of files and folders."""
+    return [
+        file
+        for path in paths
+        for file in ([path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()))
+    ]
+
+
+def checked(recipe: Recipe) -> None:
+    """Raises KiloqError if a step would fail on documents as the steps before it leave them; tried on none."""
+    batch = numbered(batch_of([]), 0, 0)
+    for step in recipe.step:
+        if not isinstance(step, GlobalStep):
+            batch = step.apply(batch).batch
+
+
+class Run:
+    """The stages of one run."""
+
+    def __init__(self, recipe: Recipe, store: Store, parts: int, progress: Progress) -> None:
+        self.recipe, self.store, self.parts, self.progress = recipe, store, parts, progress
+        self.stages = stages_of(recipe.step)
+        self.funnel = Funnel(recipe, parts)
+        self.inputs: dict[str, str] = {}  # files that were read -> sha256
+        self._begin = self._first_open()
+
+    def run(self) -> Funnel:
+        """Do what is left to do."""
+        for at, stage in enumerate(self.stages):
+            title = f"pass {at + 1} of {len(self.stages)}"
+            tallies = self._do(title, [Task(at, "part", part) for part in range(self.parts)])
+            for tally in tallies:
+                self.funnel.tally.add(Tally.from_json(tally))
+                self.inputs |= tally["inputs"]
+            if at:
+                shutil.rmtree(self.store.folder / f"stage-{at - 1}", ignore_errors=True)  # nobody reads it any more
+            if stage.keys is not None:
+                self._settle(at, stage.keys, tallies)
+        return self.funnel
+
+    def _first_open(self) -> int:
+        """The first stage that an earlier run did not end: the files of those before it may be gone."""
+        for stage in range(len(self.stages)):
+            if not all(self.store.mark(stage, "part", part).exists() for part in range(self.parts)):
+                return stage
+        return len(self.stages) - 1
+
+    def _do(self, title: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """The tallies of `tasks`, in order; those that an earlier run has finished are not done again."""
+        found = [self._finished(task) for task in tasks]
+        left = [at for at, tally in enumerate(found) if tally is None]
+        self.progress(title, len(tasks) - len(left), len(tasks))
+        if left:
+            orders = [
+                {"do": tasks[at].kind, "stage": tasks[at].stage, "number": tasks[at].number, **tasks[at].more}
+                for at in left
+            ]
+            for done, (at, tally) in enumerate(run_tasks(self.recipe, str(self.store.folder), orders), start=1):
+                found[left[at]] = tally
+                self.progress(title, len(tasks) - len(left) + done, len(tasks))
+        return [tally for tally in found if tally is not None]
+
+    def _finished(self, task: Task) -> dict[str, Any] | None:
+        return self.store.finished(task.stage, task.kind, task.number, check=task.stage >= self._begin)
+
+    def _settle(self, at: int, place: int, tallies: Sequence[Mapping[str, Any]]) -> None:
+        """Group the keys of a global step and put its losers where the parts will look for them."""
+        step: Any = self.recipe.step[place]
+        label = self.recipe.labels[place + 1]
+        keys, bands = (
+            sum(tally["keys"] for tally in tallies),
+            sorted({band for tally in tallies for band in tally["bands"]}),
+        )
+        ranges = key_ranges(bands or [0], -(-keys // max(1, len(bands))), GROUP_KEYS)
+        tasks = [Task(at, "group", number, found._asdict()) for number, found in enumerate(ranges)]
+        self._do(f"{label}: grouping {keys:,} keys", tasks)
+        self.funnel.keys[label] = keys
+        if step.clustered:
+            self.funnel.clusters[label] = self._clusters(at, step)
+
+    def _clusters(self, at: int, step: Any) -> dict[int, int]:
+        """Cluster sizes of a step whose groups are edges; its losers are written."""
+        done = self.store.finished(at, "settle", 0, check=at + 1 >= self._begin)
+        if done is None:
+            edges, ranks = (self.store.tables(at, kind) for kind in ("groups", "ranks"))
+            settled = step.settle((pq.read_table(path) for path in edges), (pq.read_table(path) for path in ranks))
+            target = self.store.table(at, "losers", 0)
+            with table_file(target, settled.losers.schema, 1 << 16) as write:
+                write(settled.losers)
+            done = {str(size): count for size, count in sorted(settled.clusters.items())}
+            self.store.finish(at, "settle", 0, [target], done)
+        return {int(size): count for size, count in done.items()}

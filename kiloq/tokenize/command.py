@@ -1,4 +1,4 @@
-"""`kiloq tokenize`: look at the tokens of a text, train or extend a vocabulary, compare vocabularies.
+"""`kiloq tokenize`: look at the tokens of a text, train or extend a vocabulary, encode a corpus, compare vocabularies.
 
 In a terminal the pieces of a text are coloured in turn; a piece that ends inside a character shows its bytes. With
 `--json` one object goes to stdout and nothing else.
@@ -20,6 +20,7 @@ from kiloq.core.errors import UsageError
 from kiloq.core.files import atomic_file, shown
 from kiloq.tokenize.command_report import report_command
 from kiloq.tokenize.command_train import train_command
+from kiloq.tokenize.corpus.command import corpus_command
 
 if TYPE_CHECKING:
     from kiloq.tokenize.tokenizer import Special, Tokenizer
@@ -44,13 +45,14 @@ _extra = click.option(
 )
 
 
-@click.group(name="tokenize", help="Show the tokens of a text; train, extend and compare vocabularies.")
+@click.group(name="tokenize", help="Show the tokens of a text; train, extend and compare vocabularies; encode.")
 def command() -> None:
-    """The group of the four commands."""
+    """The group of the five commands."""
 
 
 command.add_command(train_command)
 command.add_command(report_command)
+command.add_command(corpus_command)
 
 
 @command.command(name="text")

@@ -57,6 +57,16 @@ def test_program_text_is_compared_as_it_is() -> None:
     assert [bool(reason) for reason in deduplicated(Exact(), *texts, format="code").reasons] == [0, 0, 1, 0]
 
 
+def test_a_program_keeps_the_lines_that_others_have_too() -> None:
+    line = "from collections.abc import Iterator, Mapping, Sequence\n"
+    texts = [line + "a = 1\n", line + "b = 2\n"]
+    kept = deduplicated(Exact(unit="line"), *texts, format="code")
+    assert (texts_of(kept.batch), kept.edits) == (texts, {})
+    assert deduplicated(Exact(unit="line", whole_formats=()), *texts, format="code").edits == {"copied lines cut": 1}
+    with pytest.raises(UsageError, match="whole_formats has 'program': choose from html, text, code, markdown"):
+        Exact(whole_formats=("program",))
+
+
 @pytest.mark.parametrize("unit", ["line", "paragraph"])
 def test_later_copies_are_cut(unit: str) -> None:
     joint = "\n" if unit == "line" else "\n \n\n"

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from kiloq.core.errors import MissingError
+from kiloq.core.errors import MissingError, UsageError
 from kiloq.prepare.dedup.groups import near, runs, sizes, smallest
 from kiloq.prepare.dedup.normal import ALONE, GAP, PIECE_CHARS, Array, cut, fold, groups
-from kiloq.prepare.documents import Result, strings_of, texts_of, with_texts
+from kiloq.prepare.documents import FORMATS, Result, strings_of, texts_of, with_texts
 from kiloq.prepare.rules.fineweb import CHARS_WIDE
 from kiloq.prepare.settings import check_choice, check_counts
 
@@ -50,9 +50,13 @@ class Exact:
     unit: str = "document"  # what is compared: one of UNITS
     # Letters, digits and symbols of a paragraph or line, a Han character being CHARS_WIDE; shorter ones stay.
     least_chars: int = 30  # a line of fewer is short: FineWeb, section 3.6
+    # Formats whose paragraphs and lines stay: a program without the lines that others have too does not run. Ours
+    whole_formats: tuple[str, ...] = ("code",)
 
     def __post_init__(self) -> None:
         check_choice(self, "unit", UNITS)
+        if unknown := set(self.whole_formats) - set(FORMATS):
+            raise UsageError(f"exact: whole_formats has {sorted(unknown)[0]!r:.40}: choose from {', '.join(FORMATS)}")
         check_counts(self, "least_chars", least=1)
 
     def keys(self, batch: pa.RecordBatch, docs: Array) -> pa.Table:
@@ -64,6 +68,8 @@ class Exact:
         plain: list[bool] = []
         rows = zip(docs.tolist(), texts_of(batch), strings_of(batch, "format"), strict=True)
         for doc, text, kind in rows:
+            if self.unit != "document" and kind in self.whole_formats:
+                continue
             found = [
                 (place, piece) for place, piece in enumerate(self._pieces(text)) if len(piece) * CHARS_WIDE >= least
             ]

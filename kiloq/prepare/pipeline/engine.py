@@ -8,13 +8,19 @@ actor, and a task whose machine is lost is given to another. Source: Daft 0.7 (d
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import re
 import socket
+import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kiloq.core import errors
@@ -25,6 +31,9 @@ from kiloq.prepare.pipeline.recipe import Recipe
 from kiloq.prepare.pipeline.worker import Worker
 
 CONNECT_SECONDS = 10
+SETTLE_SECONDS = 0.5  # ours: a worker ends in some 10 ms
+LEASH = "leash"  # a file in the working folder
+LESS = "give fewer --workers or a smaller most_bytes, and run the same command again to go on"
 QUIET = {  # Daft and Ray report their use over the network unless told not to, and draw bars of their own
     "DAFT_ANALYTICS_ENABLED": "0",
     "DAFT_PROGRESS_BAR": "0",
@@ -35,43 +44,123 @@ QUIET = {  # Daft and Ray report their use over the network unless told not to, 
 }
 
 
-def run_tasks(recipe: Recipe, folder: str, tasks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def run_tasks(
+    recipe: Recipe, folder: str, tasks: Sequence[Mapping[str, Any]]
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """(Place in `tasks`, tally) of every task, as they finish. Raises the KiloqError of a task that fails with one."""
+    names = [json.dumps(task) for task in tasks]
     if len(tasks) == 1 and recipe.engine == "native":  # another process would take longer to start
-        yield 0, Worker(folder).run(tasks[0])
+        yield 0, _tally(Tasks(folder).run(names[0]))
         return
     daft = _daft(recipe)
+    native = recipe.engine == "native"
     workers = min(recipe.workers or usable_cores(), len(tasks))
 
-    @daft.cls(max_concurrency=workers, use_process=recipe.engine == "native")
-    class Tasks:
-        def __init__(self, folder: str) -> None:
-            self.worker = Worker(folder)
+    @daft.cls(max_concurrency=workers, use_process=native)
+    class Hands:
+        def __init__(self, folder: str, leash: str) -> None:
+            self.tasks = Tasks(folder, leash)
 
         @daft.method(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
         def run(self, task: str) -> str:
-            return _answer(self.worker, task)
+            return self.tasks.run(task)
 
-    names = [json.dumps(task) for task in tasks]
     frame = daft.from_pydict({"at": list(range(len(names))), "task": names})
-    frame = frame.into_batches(1) if recipe.engine == "native" else frame.into_partitions(len(names))
-    for row in frame.select("at", Tasks(folder).run(daft.col("task")).alias("answer")).iter_rows():
-        answer = json.loads(row["answer"])
-        if "error" in answer:
-            raise getattr(errors, answer["kind"], RuntimeError)(answer["error"])
-        yield row["at"], answer["tally"]
+    frame = frame.into_batches(1) if native else frame.into_partitions(len(names))
+    done = 0
+    with _words_to_stderr(), _leash(Path(folder) / LEASH) as leash:
+        hands = Hands(folder, str(leash) if native else "")
+        for row in _rows(frame.select("at", hands.run(daft.col("task")).alias("answer"))):
+            done += 1
+            yield row["at"], _tally(row["answer"])
+        if done < len(tasks):  # so Daft ends its stream on Ctrl-C where Python was told to ignore it
+            raise KeyboardInterrupt
 
 
-def _answer(worker: Worker, task: str) -> str:
-    """What a task came to, as text; errors meant for people travel as their sentence, others with their traceback."""
+class Tasks:
+    """What a process of the engine has: it does tasks of the run in `folder`, and ends with the holder of `leash`."""
+
+    def __init__(self, folder: str, leash: str = "") -> None:
+        self._folder = folder
+        self._worker: Worker | None = None
+        if leash:
+            threading.Thread(target=_follow, args=(Path(leash),), daemon=True).start()
+
+    def run(self, task: str) -> str:
+        """What a task came to, as text; errors meant for people travel as their sentence, others with a traceback."""
+        try:
+            self._worker = self._worker or Worker(self._folder)
+            return json.dumps({"tally": self._worker.run(json.loads(task))})
+        except KiloqError as error:
+            return json.dumps({"error": str(error), "kind": type(error).__name__})
+        except MemoryError:
+            return json.dumps({"error": f"the memory of this machine does not suffice: {LESS}", "kind": "KiloqError"})
+        except OSError as error:
+            return json.dumps({"error": file_sentence(error), "kind": "KiloqError"})
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            return json.dumps({"error": said, "kind": "", "trace": traceback.format_exc()})
+
+
+def _tally(text: str) -> dict[str, Any]:
+    """The tally in an answer of Tasks.run; raises the error in it."""
+    answer = json.loads(text)
+    if "error" in answer:
+        error: Exception = getattr(errors, answer["kind"], RuntimeError)(answer["error"])
+        error.add_note(answer.get("trace", ""))
+        raise error
+    tally: dict[str, Any] = answer["tally"]
+    return tally
+
+
+def _rows(frame: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a frame, as they are made. An engine that stops, whatever it says of it, is a KiloqError."""
     try:
-        return json.dumps({"tally": worker.run(json.loads(task))})
-    except KiloqError as error:
-        return json.dumps({"error": str(error), "kind": type(error).__name__})
-    except OSError as error:
-        return json.dumps({"error": file_sentence(error), "kind": "KiloqError"})
-    except Exception:
-        return json.dumps({"error": traceback.format_exc(), "kind": "RuntimeError"})
+        yield from frame.iter_rows()
+    except Exception as error:  # Daft's and Ray's, and RuntimeError, ConnectionError, EOFError where a process is lost
+        said = "a worker was ended from outside, as the system does when memory is short"
+        if "UDF process" not in str(error) and not isinstance(error, ConnectionError | EOFError):
+            said = f"the engine stopped ({shown(' '.join(str(error).split()), 200)})"
+        raise KiloqError(f"{said}: {LESS}") from error
+
+
+@contextmanager
+def _leash(path: Path) -> Iterator[Path]:
+    """A file whose lock this process holds: workers end when it lets go, which the system sees to if it is killed.
+
+    So nobody works on for a run that has ended, and Daft's threads, which abort a process that ends while they wait
+    for a worker, are given time to notice.
+    """
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield path
+        except BaseException:
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(SETTLE_SECONDS)
+            raise
+
+
+def _follow(leash: Path) -> None:
+    """End this process, whatever it is doing, when the lock of `leash` is free."""
+    try:
+        with leash.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+    finally:
+        os._exit(1)
+
+
+@contextmanager
+def _words_to_stderr() -> Iterator[None]:
+    """What Daft and the libraries in its workers print goes to stderr, whatever they print it to."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _daft(recipe: Recipe) -> Any:
@@ -82,6 +171,7 @@ def _daft(recipe: Recipe) -> Any:
         import daft
     except ImportError:
         raise MissingError("preparing text needs Daft: run `pip install 'kiloq[data]'` to get it") from None
+    logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)  # what stops it is told by our own sentence
     if recipe.engine == "ray":
         _join_cluster(recipe.address or "auto")
     try:

@@ -27,17 +27,21 @@ class Funnel:
         """(label, documents and bytes in and out) of reading and of every step, in order."""
         return ((label, self.tally.steps.get(label, Counter())) for label in self.recipe.labels)
 
+    def _counts(self, at: int) -> Counter[str]:
+        """Of reading (0) or the last step (-1); nothing where no document came."""
+        return self.tally.steps.get(self.recipe.labels[at], Counter())
+
     @property
     def documents_in(self) -> int:
-        return self.tally.steps[self.recipe.labels[0]]["documents in"]
+        return self._counts(0)["documents in"]
 
     @property
     def documents_out(self) -> int:
-        return self.tally.steps[self.recipe.labels[-1]]["documents out"]
+        return self._counts(-1)["documents out"]
 
     @property
     def bytes_out(self) -> int:
-        return self.tally.steps[self.recipe.labels[-1]]["bytes out"]
+        return self._counts(-1)["bytes out"]
 
     def by(self, what: str) -> dict[str, dict[str, Size]]:
         """ "source" or "language" -> {"read": Size, "kept": Size}, the largest first."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,19 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from kiloq.core.manifest import check_replaceable, move_in, sha256_file, write_manifest
 from kiloq.core.work import WorkFolder
+from kiloq.prepare.dedup.fuzzy import cluster_sizes, losers_of
+from kiloq.prepare.dedup.joins import label_files
 from kiloq.prepare.documents import batch_of
 from kiloq.prepare.pipeline.engine import run_tasks
 from kiloq.prepare.pipeline.funnel import Funnel
 from kiloq.prepare.pipeline.recipe import Recipe
 from kiloq.prepare.pipeline.result import write_result
-from kiloq.prepare.pipeline.stages import GlobalStep, key_ranges, numbered, stages_of
+from kiloq.prepare.pipeline.stages import GlobalStep, Settled, docs_of, key_ranges, numbered, stages_of
 from kiloq.prepare.pipeline.store import Store, table_file
 from kiloq.prepare.pipeline.tally import Tally
 from kiloq.prepare.readers.plan import plan, root_of
 
+MOST_EDGES = 20_000_000  # settled in this process, else on disk. Ours: some 8 GB if no two have a document in common
 GROUP_KEYS = 4_000_000  # keys that are grouped at a time. Ours: with 3 uint64 a key some 400 MB at the peak
 Progress = Callable[[str, int, int], None]  # (what is done, how many of it, of how many)
 
@@ -112,7 +117,10 @@ def checked(recipe: Recipe) -> None:
     """Raises KiloqError if a step would fail on documents as the steps before it leave them; tried on none."""
     batch = numbered(batch_of([]), 0, 0)
     for step in recipe.step:
-        if not isinstance(step, GlobalStep):
+        if isinstance(step, GlobalStep):
+            step.keys(batch, docs_of(batch))
+            step.ranks(batch, docs_of(batch))
+        else:
             batch = step.apply(batch).batch
 
 
@@ -157,10 +165,13 @@ class Run:
                 {"do": tasks[at].kind, "stage": tasks[at].stage, "number": tasks[at].number, **tasks[at].more}
                 for at in left
             ]
-            for done, (at, tally) in enumerate(run_tasks(self.recipe, str(self.store.folder), orders), start=1):
-                found[left[at]] = tally
-                self.progress(title, len(tasks) - len(left) + done, len(tasks))
-        return [tally for tally in found if tally is not None]
+            with closing(run_tasks(self.recipe, str(self.store.folder), orders)) as answers:
+                for done, (at, tally) in enumerate(answers, start=1):
+                    found[left[at]] = tally
+                    self.progress(title, len(tasks) - len(left) + done, len(tasks))
+        tallies = [tally for tally in found if tally is not None]
+        assert len(tallies) == len(tasks), f"{len(tallies)} tallies of {len(tasks)} tasks"
+        return tallies
 
     def _finished(self, task: Task) -> dict[str, Any] | None:
         return self.store.finished(task.stage, task.kind, task.number, check=task.stage >= self._begin)
@@ -184,11 +195,28 @@ class Run:
         """Cluster sizes of a step whose groups are edges; its losers are written."""
         done = self.store.finished(at, "settle", 0, check=at + 1 >= self._begin)
         if done is None:
-            edges, ranks = (self.store.tables(at, kind) for kind in ("groups", "ranks"))
-            settled = step.settle((pq.read_table(path) for path in edges), (pq.read_table(path) for path in ranks))
-            target = self.store.table(at, "losers", 0)
-            with table_file(target, settled.losers.schema, 1 << 16) as write:
-                write(settled.losers)
-            done = {str(size): count for size, count in sorted(settled.clusters.items())}
-            self.store.finish(at, "settle", 0, [target], done)
+            sizes: Counter[int] = Counter()
+            targets: list[Path] = []
+            for settled in self._settled(at, step):
+                targets.append(self.store.table(at, "losers", len(targets)))
+                with table_file(targets[-1], settled.losers.schema, 1 << 16) as write:
+                    write(settled.losers)
+                sizes.update(settled.clusters)
+            done = {str(size): count for size, count in sorted(sizes.items())}
+            self.store.finish(at, "settle", 0, targets, done)
         return {int(size): count for size, count in done.items()}
+
+    def _settled(self, at: int, step: Any) -> Iterator[Settled]:
+        """The losers of a step, all at once or, where there are many edges, by components that lie on disk."""
+        edges, ranks = (self.store.tables(at, kind) for kind in ("groups", "ranks"))
+        if sum(pq.read_metadata(path).num_rows for path in edges) <= MOST_EDGES:
+            yield step.settle((pq.read_table(path) for path in edges), (pq.read_table(path) for path in ranks))
+            return
+        labels, rounds = (self.store.folder / f"stage-{at}" / name for name in ("labels", "rounds"))
+        for folder in (labels, rounds):  # of a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in label_files(edges, labels, rounds):
+            found = pq.read_table(path)
+            nodes, roots = (found.column(name).to_numpy() for name in ("doc", "root"))
+            losers = losers_of(nodes, roots, (pq.read_table(path) for path in ranks))
+            yield Settled(losers, cluster_sizes(losers))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from kiloq.core.display import neutralise
 from kiloq.prepare.pipeline.funnel import Funnel
@@ -64,8 +66,19 @@ def _settings(funnel: Funnel, at: int) -> str:
     step = funnel.recipe.step[at - 1]
     chosen = plain(step)
     defaults = {name: getattr(type(step), name, None) for name in chosen}
-    changed = [f"{name} = {chosen[name]!r}" for name in chosen if chosen[name] != _defaulted(defaults[name])]
+    changed = [
+        f"{name} = {_named(name, chosen[name])!r}"
+        for name in chosen
+        if chosen[name] != _defaulted(defaults[name]) and name != "index_path"  # a file of the run's own
+    ]
     return _plain(", ".join(changed)[:200]) or "defaults"
+
+
+def _named(field: str, value: Any) -> Any:
+    """A value as the card shows it: of paths, which are this machine's, the last part."""
+    if not field.endswith(("path", "paths")):
+        return value
+    return [Path(path).name for path in value] if isinstance(value, list) else Path(value).name
 
 
 def _defaulted(value: object) -> object:

@@ -56,6 +56,8 @@ def corpus_command(
             work.forget()
             work.begin(job)
         (work.folder / RESULT).mkdir(exist_ok=True)
+        for partial in (work.folder / RESULT).glob(".*.partial-*"):  # of a run that was killed while it wrote
+            partial.unlink(missing_ok=True)
         records = encode_corpus(job, work.folder, processes or usable_cores(), _progress)
         counts = finish(work.folder, records, encoder)
         seconds = time.monotonic() - began

@@ -1,9 +1,10 @@
 """How often each piece of Qwen's pre-tokeniser occurs in texts: what BPE training learns from.
 
-Text goes to NFC first, as it does before encoding. A space after anything but white space always begins a piece, so a
-text is cut there with a search that is quick, and only the different words, far fewer in most languages, are cut with
-the expression. Pieces longer than MAX_PIECE_BYTES (packed data, rulers of dashes) are not learnt from and counted. Processes share
-the work; what they find is added up, so their number does not change the result.
+Text goes to NFC first, as it does before encoding. ASCII is cut with the expression as Python's own `re` has it, twice
+as fast. Of other text, a space after anything but white space always begins a piece, so it is cut there with a search
+that is quick, and only the different words, far fewer in most languages, are cut with the expression. Pieces longer
+than MAX_PIECE_BYTES (packed data, rulers of dashes) are not learnt from and counted. Processes share the work; what
+they find is added up, so their number does not change the result.
 """
 
 from __future__ import annotations
@@ -130,21 +131,32 @@ def _piece() -> regex.Pattern[str]:
     return regex.compile(QWEN.expression, regex.VERSION0)
 
 
+@cache
+def _ascii_piece() -> re.Pattern[str]:
+    """The same for ASCII, where letters and digits are ranges."""
+    inside = QWEN.expression.replace(r"\p{L}\p{N}", "A-Za-z0-9")  # letters with digits stand in brackets alone
+    return re.compile(inside.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII)
+
+
 def count_batch(group: str, texts: list[str], documents: int) -> Batch:
     """The pieces of `texts`, in which so many documents begin."""
     words: Counter[str] = Counter()
+    pieces: Counter[str] = Counter()
     size = 0
+    find, find_ascii = _piece().findall, _ascii_piece().findall
     for text in texts:
+        if text.isascii():
+            pieces.update(find_ascii(text))
+            size += len(text)
+            continue
         normal = well_formed(nfc(text))
-        size += len(normal) if normal.isascii() else len(normal.encode())
+        size += len(normal.encode())
         first, *others = _BEFORE_WORD.split(normal)
         if first:
             words[first] += 1
         words.update(map(" ".__add__, others))
-    pieces: Counter[str] = Counter()
-    find = _piece().findall
     for word, count in words.items():
-        for piece in find(word):
+        for piece in find_ascii(word) if word.isascii() else find(word):
             pieces[piece] += count
     long = [p for p in pieces if 4 * len(p) > MAX_PIECE_BYTES and len(p.encode()) > MAX_PIECE_BYTES]
     left_out = sum(pieces.pop(piece) for piece in long)

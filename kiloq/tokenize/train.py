@@ -7,8 +7,9 @@ Qwen's did from cl100k's; counts are integers, so weights cost no exactness.
 
 All unique pieces lie in one array with a slot for each byte; a token stands in its first slot and knows its
 neighbours' slots. A merge visits only the slots where its pair has stood, and corrects the counts of the pairs beside
-them. Counts of a pair never grow once the merge that brought it has been made, so the heap is corrected when a stale
-entry comes up.
+them. Counts of a pair never grow once the merge that brought it has been made. So the heap is corrected when a stale
+entry comes up, and rare pairs, which are most of all and whose turn may never come, are not kept: when no frequent one
+is left, all pairs are counted anew and the next ones kept.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from kiloq.tokenize.vocabulary import BYTES
 
 MAX_TOKENS = 1 << 20  # ours; the largest vocabularies in use have 2^18
 MAX_SLOTS = 1 << 28  # ours: bytes of different pieces; about 100 bytes of memory each, so 27 GB
+KEPT = (
+    1024  # pairs that are rarer than the most frequent one by more than this are not kept. Ours: counts twice for 32k
+)
 MAX_COUNT = 1 << 62  # all counts together fit into 64 bits
 MANY = 64  # ours: from so many places on, numpy is quicker than Python
 _SHIFT = 21  # a pair as one number: left id above, right id below
 _LOW = (1 << _SHIFT) - 1
+_SLOT_BITS = 29  # MAX_SLOTS and slot 0 before them
 _GONE = -1  # in a slot that is not the first of a token
 
 Encode = Callable[[bytes], Sequence[int]]
-Slots = Sequence[int]
 Ints = np.ndarray[Any, np.dtype[Any]]
+Fresh = Mapping[int, "Sequence[int] | Ints"]
 
 
 def train(
@@ -99,7 +104,7 @@ def check_size(size: int, least: int) -> None:
 
 
 class _Pieces:
-    """All unique pieces as tokens, the counts of their pairs, and where each pair has stood."""
+    """All unique pieces as tokens, the counts of their frequent pairs, and where each of these has stood."""
 
     def __init__(self, counts: Mapping[bytes, int], ranks: dict[bytes, int], encode: Encode | None) -> None:
         self._ranks = ranks
@@ -116,37 +121,55 @@ class _Pieces:
         self._token = _filled(size, slots, tokens, _GONE)
         self._next = _filled(size, leads, follows, 0)
         self._previous = _filled(size, follows, leads, 0)
-        del tokens, slots, first, inside, follows
+        del tokens, slots, first, inside, leads, follows
         times = np.fromiter((0, *counts.values()), np.int64, len(counts) + 1)
         self._weight = _array(np.repeat(times, [1, *lengths]))
         self._arrays = tuple(
             np.frombuffer(a, a.typecode) for a in (self._token, self._next, self._previous, self._weight)
         )
+        self._count_pairs()
+
+    def _count_pairs(self) -> None:
+        """Count all pairs, and keep those that are frequent by the standard of the most frequent one."""
+        token, after, _, weight = self._arrays
+        leads = np.flatnonzero(after).astype(np.int32)
+        leads = leads[token[leads] != _GONE]
+        pairs = token[leads].astype(np.int64) << _SHIFT | token[after[leads]]
+        order = np.argsort(pairs)
+        pairs, leads = pairs[order], leads[order]
+        begins = _begins(pairs)
+        sums = np.add.reduceat(weight[leads], begins) if len(pairs) else pairs
+        # Of a pair that _encode_again brings back, the count may grow: there all are kept.
+        self._least = 1 if self._checked else max(1, int(sums.max(initial=0)) // KEPT)
+        ends = np.append(begins[1:], len(pairs))
         self._counts: dict[int, int] = {}
-        self._where: dict[int, Slots] = {}
-        self._count_pairs(leads)
+        self._where: dict[int, Ints] = {}
+        for at in np.flatnonzero(sums >= self._least).tolist():
+            pair = int(pairs[begins[at]])
+            self._counts[pair], self._where[pair] = int(sums[at]), np.sort(leads[begins[at] : ends[at]])
         self._heap = [(-count, pair) for pair, count in self._counts.items()]
         heapify(self._heap)
 
-    def _count_pairs(self, leads: Ints) -> None:
-        token, after, _, weight = self._arrays
-        pairs = token[leads].astype(np.int64) << _SHIFT | token[after[leads]]
-        for pair, count, slots in _grouped(pairs, weight[leads], leads):
-            self._counts[pair], self._where[pair] = count, slots
-
     def best(self) -> int | None:
         """The pair to merge next; None if no pair is left."""
+        pair = self._most_frequent()
+        while pair is None and self._least > 1:
+            self._count_pairs()
+            pair = self._most_frequent()
+        return pair
+
+    def _most_frequent(self) -> int | None:
         heap, counts = self._heap, self._counts
         while heap:
             negative, pair = heap[0]
             count = counts.get(pair, 0)
-            if count == -negative:
+            if count < self._least:  # of the pairs that are not kept, one may be more frequent
+                heappop(heap)
+            elif count == -negative:
                 heappop(heap)
                 return pair
-            if count:
-                heapreplace(heap, (-count, pair))
             else:
-                heappop(heap)
+                heapreplace(heap, (-count, pair))
         return None
 
     def merge(self, pair: int) -> None:
@@ -158,27 +181,27 @@ class _Pieces:
         # Between merges of "abab" there is a moment at which its tokens are ab, a, b; in a start these may meet as "aba".
         meets = self._checked and self._bytes_of[made] + self._bytes_of[left] in self._ranks
         if left != right and len(slots) >= MANY and not meets:
-            fresh = self._replace_many(np.array(slots, np.int32), left, right, made)
+            fresh = self._replace_many(slots, left, right, made)
         else:
-            fresh = self._replace(slots, left, right, made)
+            fresh = self._replace(slots.tolist(), left, right, made)
         del self._counts[pair]
-        ranks, bytes_of = self._ranks, self._bytes_of
         known = []
         if self._checked:
+            ranks, bytes_of = self._ranks, self._bytes_of
             known = [p for p in fresh if bytes_of[p >> _SHIFT] + bytes_of[p & _LOW] in ranks]
         for new, places in fresh.items():
-            if count := self._counts[new]:
-                self._where[new] = places
+            if (count := self._counts[new]) >= self._least:
+                self._where[new] = np.asarray(places, np.int32)
                 heappush(self._heap, (-count, new))
             else:
                 del self._counts[new]
         if known:
-            self._encode_again({self._first(slot) for p in known for slot in fresh[p]})
+            self._encode_again({self._first(int(slot)) for p in known for slot in fresh[p]})
 
-    def _replace(self, slots: Slots, left: int, right: int, made: int) -> dict[int, Slots]:
+    def _replace(self, slots: Sequence[int], left: int, right: int, made: int) -> Fresh:
         """The work in the slots, one by one from the left; returns the new pairs and where they stand."""
         token, after, before, weight = self._token, self._next, self._previous, self._weight
-        counts, fresh = self._counts, dict[int, "array[int]"]()
+        counts, fresh = self._counts, dict[int, list[int]]()
         made_above, right_above = made << _SHIFT, right << _SHIFT
         for slot in slots:
             if token[slot] != left:
@@ -190,47 +213,63 @@ class _Pieces:
             token[slot], token[second], after[slot] = made, _GONE, beyond
             if last:
                 above = token[last] << _SHIFT
-                counts[above | left] -= times
+                if (old := above | left) in counts:
+                    counts[old] -= times
                 if (new := above | made) in fresh:
                     counts[new] += times
                     fresh[new].append(last)
                 else:
-                    counts[new], fresh[new] = times, array("i", (last,))
+                    counts[new], fresh[new] = times, [last]
             if beyond:
                 before[beyond] = slot
                 below = token[beyond]
-                counts[right_above | below] -= times
+                if (old := right_above | below) in counts:
+                    counts[old] -= times
                 if (new := made_above | below) in fresh:
                     counts[new] += times
                     fresh[new].append(slot)
                 else:
-                    counts[new], fresh[new] = times, array("i", (slot,))
-        return dict(fresh)
+                    counts[new], fresh[new] = times, [slot]
+        return fresh
 
-    def _replace_many(self, slots: Ints, left: int, right: int, made: int) -> dict[int, Slots]:
-        """The same for two different tokens and many slots at once. Two merged pairs side by side share one old pair."""
+    def _replace_many(self, slots: Ints, left: int, right: int, made: int) -> Fresh:
+        """The same for two different tokens and many slots at once; only pairs that are frequent are returned.
+
+        Two merged pairs side by side share one old pair.
+        """
         token, after, before, weight = self._arrays
         slots = slots[token[slots] == left]
         seconds = after[slots]
         good = (token[seconds] == right) & (seconds > 0)
         slots, seconds = slots[good], seconds[good]
-        token[slots], token[seconds], after[slots] = made, _GONE, after[seconds]
-        beyond = after[slots]
+        beyond = after[seconds]
+        token[slots], token[seconds], after[slots] = made, _GONE, beyond
         before[beyond] = slots  # slot 0, which is nobody's neighbour, is written too and never read
         last = before[slots]
-        to_right = beyond > 0
-        to_left = (last > 0) & (token[last] != made)
-        lasts, before_it = last[to_left], token[last[to_left]].astype(np.int64)
-        firsts, behind_it = slots[to_right], token[beyond[to_right]].astype(np.int64)
-        old = np.where(behind_it == made, left, behind_it)
-        gone = np.concatenate([before_it << _SHIFT | left, right << _SHIFT | old])
-        new = np.concatenate([before_it << _SHIFT | made, made << _SHIFT | behind_it])
-        times = np.concatenate([weight[slots[to_left]], weight[firsts]])
-        for pair, count, _ in _grouped(gone, times):
-            self._counts[pair] -= count
-        fresh: dict[int, Slots] = {}
-        for pair, count, places in _grouped(new, times, np.concatenate([lasts, firsts])):
-            self._counts[pair], fresh[pair] = count, places
+        last = last[(last > 0) & (token[last] != made)]
+        firsts, beyond = slots[beyond > 0], beyond[beyond > 0]
+        # A neighbour on the right, which has the higher keys, or on the left; and the slot where the pair stands.
+        keys = np.concatenate([token[last], token[beyond] | np.int64(1 << _SHIFT)]) << _SLOT_BITS
+        keys |= np.concatenate([last, firsts])
+        keys.sort()
+        places = (keys & ((1 << _SLOT_BITS) - 1)).astype(np.int32)
+        keys >>= _SLOT_BITS
+        begins = _begins(keys)
+        if not len(begins):
+            return {}
+        sums, ends = np.add.reduceat(weight[places], begins), np.append(begins[1:], len(keys))
+        keys = keys[begins]
+        counts = self._counts
+        for key, count in zip(keys.tolist(), sums.tolist(), strict=True):
+            other = key & _LOW
+            old = right << _SHIFT | (left if other == made else other) if key > _LOW else other << _SHIFT | left
+            if old in counts:
+                counts[old] -= count
+        fresh: dict[int, Sequence[int] | Ints] = {}
+        for at in np.flatnonzero(sums >= self._least).tolist():
+            key = int(keys[at])
+            new = made << _SHIFT | key & _LOW if key > _LOW else key << _SHIFT | made
+            counts[new], fresh[new] = int(sums[at]), places[begins[at] : ends[at]].copy()
         return fresh
 
     def _first(self, slot: int) -> int:
@@ -258,7 +297,8 @@ class _Pieces:
             parts = [piece] if piece in self._ranks else bpe_parts(piece, self._ranks, NO_RANK)
             self._lay_out(first, parts, changed)
         for pair, slots in changed.items():
-            self._where[pair] = array("i", sorted(slots.union(self._where.get(pair, ()))))
+            known = self._where.get(pair, np.empty(0, np.int32))
+            self._where[pair] = np.union1d(known, np.array(sorted(slots), np.int32))
             heappush(self._heap, (-self._counts[pair], pair))
 
     def _lay_out(self, first: int, parts: Sequence[bytes], changed: dict[int, set[int]]) -> None:
@@ -273,18 +313,9 @@ class _Pieces:
             last, slot = slot, slot + len(part)
 
 
-def _grouped(pairs: Ints, times: Ints, slots: Ints | None = None) -> Iterator[tuple[int, int, Slots]]:
-    """Every different pair with the sum of its `times` and its slots in their order."""
-    if not len(pairs):
-        return
-    order = np.argsort(pairs, kind="stable")
-    pairs, times = pairs[order], times[order]
-    places = memoryview(array("i") if slots is None else _array(slots[order]))
-    begins = np.concatenate([[0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1])
-    sums = np.add.reduceat(times, begins).tolist()
-    ends = [*begins[1:].tolist(), len(pairs)]
-    for pair, count, begin, end in zip(pairs[begins].tolist(), sums, begins.tolist(), ends, strict=True):
-        yield pair, count, places[begin:end]
+def _begins(keys: Ints) -> Ints:
+    """Where each different one of sorted keys begins."""
+    return np.flatnonzero(np.concatenate([keys[:1] >= 0, keys[1:] != keys[:-1]]))
 
 
 def _array(values: Ints) -> array[int]:

@@ -45,6 +45,7 @@ VERBS = {
     "prepare perplexity": Verb(
         "kiloq.prepare.command_models", "train_perplexity_command", "Train an n-gram language model as a filter."
     ),
+    "train": Verb("kiloq.train.command", "train_command", "Train a model from scratch, or go on with one."),
     "convert": Verb("kiloq.convert.command", "convert_command", "Write a model in another format."),
     "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),
     "get": Verb("kiloq.convert.command", "get_command", "Fetch a model or vocabulary by name."),

@@ -60,6 +60,40 @@ def histogram(bins: Mapping[str, Sequence[float]], names: Sequence[str], label: 
     return "".join([*parts, "</svg>"])
 
 
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> str:
+    """A whole SVG file: for each name the points (x, y) joined by a line, over axes from the smallest to the largest."""
+    points = [point for line in lines.values() for point in line] or [(0.0, 0.0)]
+    low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
+    low_y, high_y = min(y for _, y in points), max(y for _, y in points)
+    tall, left = 340, 60
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        wide = (x - low_x) / ((high_x - low_x) or 1) * (WIDTH - left - 20)
+        return left + wide, 20 + tall - (y - low_y) / ((high_y - low_y) or 1) * tall
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall + 60}" font-size="12" font-family="sans-serif">'
+    ]
+    for step in range(5):
+        value = low_y + (high_y - low_y) * step / 4
+        _, y = place(low_x, value)
+        parts.append(f'<line x1="{left}" x2="{WIDTH - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#888">{value:.3g}</text>')
+        x, _ = place(low_x + (high_x - low_x) * step / 4, low_y)
+        parts.append(
+            f'<text x="{x:.1f}" y="{tall + 36}" text-anchor="middle" fill="#888">{low_x + (high_x - low_x) * step / 4:,.0f}</text>'
+        )
+    for at, (name, line) in enumerate(lines.items()):
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
+        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{_colour(at)}" stroke-width="1.5"/>')
+        parts.append(f'<text x="{WIDTH - 150}" y="{36 + 18 * at}" fill="{_colour(at)}">{html.escape(name)}</text>')
+    parts.append(
+        f'<text x="{WIDTH / 2:.0f}" y="{tall + 54}" text-anchor="middle" fill="#888">{html.escape(across)}</text>'
+    )
+    parts.append(f'<text x="{left}" y="12" fill="#888">{html.escape(up)}</text></svg>\n')
+    return "".join(parts)
+
+
 def _open(height: float, label: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(label)}" font-size="12">'
 

@@ -29,6 +29,7 @@ class Span:
     new: list[int]  # valid new tokens of each row; the rest of T is padding on the right
     width: int  # T
     device: torch.device
+    segments_BT: Tensor | None = None  # numbers of the documents in each row, which do not see each other; None: one
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
     @property
@@ -47,13 +48,13 @@ class Span:
     @property
     def causal_only(self) -> bool:
         """True when every row starts at slot 0, so that plain causality hides all that must be hidden."""
-        return not any(self.cached)
+        return not any(self.cached) and self.segments_BT is None
 
     def _build(self, window: int | None) -> Tensor | None:
         if window is None and self.causal_only:
             return None
         cached = self.cached[:1] if len(set(self.cached)) == 1 else self.cached
-        if window is None and len(cached) == 1 and self.width == 1:
+        if window is None and len(cached) == 1 and self.width == 1 and self.segments_BT is None:
             return None
         slots_S = torch.arange(self.total, device=self.device)
         starts_B1 = torch.tensor(cached, device=self.device)[:, None]
@@ -61,12 +62,14 @@ class Span:
         visible_BTS = slots_S <= at_BT1
         if window is not None:
             visible_BTS &= slots_S > at_BT1 - window
+        if self.segments_BT is not None:
+            visible_BTS = visible_BTS & (self.segments_BT[:, :, None] == self.segments_BT[:, None, :])
         return visible_BTS[:, None]
 
 
 def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, span: Span, window: int | None = None) -> Tensor:
     """Attention output [B, T, H, D]; rows of padding hold unspecified finite numbers."""
-    if _flash_attn_fits(q_BTHD):
+    if _flash_attn_fits(q_BTHD) and span.segments_BT is None:
         return _flash_attend(q_BTHD, k_BSGD, v_BSGD, span, window)
     mask = span.mask(window)
     causal = mask is None and span.causal_only and span.width > 1

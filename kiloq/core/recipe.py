@@ -20,6 +20,7 @@ from kiloq.core.errors import FormatError, UsageError
 from kiloq.core.files import read_bounded, shown
 
 MAX_RECIPE_BYTES = 1 << 20  # ours; a recipe is read by people
+MOST = 10**18  # of a whole number; no field needs more
 MAPPINGS = (dict, Mapping)
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: byte {error.start:,} is not UTF-8: save the recipe as UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and Python's own for numbers of thousands of digits
         raise FormatError(f"{path}: is not TOML: {str(error)[:200]}") from None
     except RecursionError:
         raise FormatError(f"{path}: has tables in tables too deep to read: this is no recipe") from None
@@ -52,7 +53,7 @@ def set_values(tables: dict[str, Any], settings: Sequence[str]) -> dict[str, Any
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
 
 
@@ -69,7 +70,7 @@ def _set(table: Any, names: list[str], value: Any, setting: str) -> None:
 
 
 def _inside(entries: list[Any], name: str, setting: str) -> Any:
-    if not name.isdecimal() or int(name) >= len(entries):
+    if not (name.isascii() and name.isdecimal()) or len(name) > 9 or int(name) >= len(entries):
         raise UsageError(
             f"--set {shown(setting)}: {shown(name, 20)} is no entry: give a number from 0 to {len(entries) - 1}"
         )
@@ -115,12 +116,15 @@ def fitted(where: str, key: str, value: Any, hint: Any) -> Any:
         if get_origin(option) in MAPPINGS and isinstance(value, Mapping):
             inner = get_args(option)[1]
             return {name: fitted(where, f"{key}.{name}", item, inner) for name, item in value.items()}
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
             return float(value)
-        if option in (bool, str, int) and type(value) is option:
+        if option in (bool, str) and type(value) is option:
+            return value
+        if option is int and type(value) is int and abs(value) < MOST:
             return value
     expected = " or ".join(_called(option) for option in options)
-    raise UsageError(f"{where}: {key} is {value!r:.60}: {expected} was expected")
+    said = repr(value)[:60] if not isinstance(value, int) or abs(value) < MOST else "a number of more than 18 digits"
+    raise UsageError(f"{where}: {key} is {said}: {expected} was expected")
 
 
 def _called(hint: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,13 +40,15 @@ class WorkFolder:
     def locked(self) -> Iterator[None]:
         """Keeps others out. Raises BusyError if one is in."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("w") as file:
+        path = self.folder / LOCK
+        with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise BusyError(
-                    f"{self.folder}: another kiloq is at work here: wait for it, or choose another --out"
-                ) from None
+                ours = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            except BlockingIOError:
+                ours = False
+            if not ours:  # or the other has just ended, and removed the folder with the file that we locked
+                raise BusyError(f"{self.folder}: another kiloq is at work here: wait for it, or choose another --out")
             yield
 
     def begin(self, job: Mapping[str, Any]) -> bool:
@@ -78,7 +81,7 @@ class WorkFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all; its folder is made."""
+    """A JSON file, whole or not at all; its folder is made. What is not UTF-8 in names of files is escaped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape") + b"\n")
+        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n")

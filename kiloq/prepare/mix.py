@@ -18,6 +18,7 @@ from kiloq.core.mixture import BLOCK, places_of
 from kiloq.core.recipe import nearest
 
 MAX_TEMPERATURE = 100.0  # beyond it all sources are alike
+MAX_WEIGHT = 1e9  # ours; more than any two sources differ in size
 
 
 class Size(NamedTuple):
@@ -41,7 +42,7 @@ class Part(NamedTuple):
 class Mix:
     """The [mix] table of a recipe."""
 
-    megabytes: float | None = None  # of the whole mix, 10^6 bytes of text; None: as many as all sources have
+    megabytes: float | None = None  # of the whole mix, 10^6 bytes of text; None: every source once, or its epochs
     temperature: float = 1.0  # 1: sources count as large as they are; above it small ones are drawn more often
     weights: dict[str, float] = field(default_factory=dict)  # of sources, on top of their size; those not named: 1
     epochs: dict[str, float] = field(default_factory=dict)  # of sources, in place of a weight: passes over all of it
@@ -56,8 +57,8 @@ class Mix:
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"mix: {name} is {value}: give a number above 0")
         for name, value in (*self.weights.items(), *self.epochs.items()):
-            if not 0 <= value < float("inf"):
-                raise UsageError(f"mix: {name} has {value}: give a number from 0")
+            if not 0 <= value <= MAX_WEIGHT:
+                raise UsageError(f"mix: {name} has {value}: give a number from 0 to {MAX_WEIGHT:g}")
         if both := sorted(self.weights.keys() & self.epochs.keys()):
             raise UsageError(f"mix: {both[0]} has a weight and epochs: give one of them")
         if over := sorted(name for name, value in self.epochs.items() if value > self.most_epochs):
@@ -75,15 +76,22 @@ class Mix:
 
 def mixed(mix: Mix, sizes: Mapping[str, Size]) -> list[Part]:
     """What each source gives, in the order of `sizes`. Raises UsageError if nothing is left to draw from."""
-    wanted = 1e6 * mix.megabytes if mix.megabytes is not None else float(sum(size.bytes for size in sizes.values()))
     amounts = {name: mix.epochs[name] * size.bytes for name, size in sizes.items() if name in mix.epochs}
+    fixed, others = sum(amounts.values()), sum(size.bytes for name, size in sizes.items() if name not in amounts)
+    wanted = 1e6 * mix.megabytes if mix.megabytes is not None else fixed + others
+    if fixed > wanted:
+        raise UsageError(
+            f"mix: the sources with epochs have {fixed / 1e6:g} MB, more than megabytes, {mix.megabytes:g}: "
+            "give fewer epochs or more megabytes"
+        )
+    largest = max((size.bytes for size in sizes.values()), default=0)
     masses = {
-        name: mix.weights.get(name, 1.0) * size.bytes ** (1 / mix.temperature)
+        name: mix.weights.get(name, 1.0) * (size.bytes / largest) ** (1 / mix.temperature)
         for name, size in sizes.items()
         if name not in amounts and size.bytes
     }
     amounts |= _poured(masses, {name: mix.most_epochs * sizes[name].bytes for name in masses},
-                       wanted - sum(amounts.values()))  # fmt: skip
+                       wanted - fixed)  # fmt: skip
     total = sum(amounts.values())
     if not total > 0:
         raise UsageError("mix: there is no text to mix: see the funnel for what the steps left, or change the weights")

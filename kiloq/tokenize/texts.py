@@ -42,13 +42,18 @@ def read_texts(inputs: Sequence[Path], field: str | None = None) -> Iterator[Tex
     Raises MissingError or FormatError, naming the file and what is wrong in it.
     """
     for path, group in input_files(inputs):
-        kind = _kind(path)
-        if kind in ROWS:
-            yield from _rows(path, group, field)
-        elif kind == ".parquet":
-            yield from _parquet(path, group, field)
-        else:
-            yield from (Text(group, part, continues=at > 0) for at, part in enumerate(_parts(path)))
+        yield from read_file(path, group, field)
+
+
+def read_file(path: Path, group: str, field: str | None = None) -> Iterator[Text]:
+    """The documents of one file, as `read_texts`; `group` is for those that do not name their own."""
+    kind = _kind(path)
+    if kind in ROWS:
+        yield from _rows(path, group, field)
+    elif kind == ".parquet":
+        yield from _parquet(path, group, field)
+    else:
+        yield from (Text(group, part, continues=at > 0) for at, part in enumerate(_parts(path)))
 
 
 def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kiloq.core.errors import FormatError, UsageError
-from kiloq.core.mixture import Mixture, places_of
+from kiloq.core.mixture import Mixture, places_of, shuffled
 from kiloq.core.safe_json import load_object
 from kiloq.tokenize.corpus.shards import Corpus
 
@@ -45,8 +45,7 @@ class Stream:
 
     def _ordered(self, epoch: int) -> tuple[Array, Array]:
         """Documents in the epoch's order, and where each begins in the joined tokens."""
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((*self._key, epoch))))
-        order = generator.permutation(len(self._documents))
+        order = shuffled(len(self._documents), *self._key, epoch)
         return self._documents[order], np.concatenate([[0], np.cumsum(self._lengths[order])])
 
     def read(self, epoch: int, number: int, ids_T: Array, segments_T: Array) -> list[int]:

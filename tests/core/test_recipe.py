@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
-from kiloq.core.recipe import MAX_RECIPE_BYTES, from_table, nearest, read_toml, set_values
+from kiloq.core.recipe import MAX_RECIPE_BYTES, fitted, from_table, nearest, read_toml, set_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,3 +145,16 @@ def test_files_are_read_or_missing(tmp_path: Path) -> None:
 def test_nearest_names_the_likeliest_or_all() -> None:
     assert nearest("wieghts", iter(["weights", "epochs"])) == "did you mean 'weights'"
     assert nearest("zzz", iter(["weights", "epochs"])) == "choose one of weights, epochs"
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = 1" + "0" * 5000 + ".0"])
+def test_a_number_of_thousands_of_digits(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with contextlib.suppress(FormatError):
+        read_toml(path)
+    with contextlib.suppress(UsageError):
+        set_values({"a": [1]}, ["a." + "9" * 5000 + "=1", text.replace(" ", "")])
+    for hint in (int, float, str):
+        with pytest.raises(UsageError, match=r"more than 18 digits|was expected"):
+            fitted("here", "a", 10**5000, hint)

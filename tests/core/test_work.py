@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,10 @@ def test_json_is_written_whole_into_a_new_folder(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert [entry.name for entry in path.parent.iterdir()] == ["c.json"]
     assert path.read_text("utf-8").startswith('{\n "b"')
+
+
+def test_a_job_with_a_name_that_is_not_utf_8_goes_on(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / "work")
+    job = {"files": [os.fsdecode(b"caf\xe9.txt"), "café.txt"]}
+    assert not work.begin(job)
+    assert work.begin(job)

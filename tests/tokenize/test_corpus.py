@@ -340,6 +340,32 @@ def test_changed_input_starts_anew(small: Path, many: Path, tmp_path: Path, monk
     assert Corpus(tmp_path / "out", verify=True).sources == ["new", "s1", "s2", "s3", "s0"]
 
 
+def test_a_folders_sources_are_its_first_folders(small: Path, tmp_path: Path) -> None:
+    for language in ("en", "zh"):
+        (tmp_path / "in" / language).mkdir(parents=True)
+        (tmp_path / "in" / language / "a.txt").write_text(SENTENCES[0])
+    run(tmp_path / "in", "-t", small, "-o", tmp_path / "out")
+    assert Corpus(tmp_path / "out").sources == ["en", "zh"]
+    with pytest.raises(UsageError, match="has no source 'fr': it has en, zh"):
+        Corpus(tmp_path / "out").documents_of("fr")
+
+
+def test_a_sentencepiece_text_in_parts_has_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such vocabularies put a space before a text, and so not before a part of one."""
+    said: list[tuple[str, bool]] = []
+
+    class Spy:
+        vocabulary = None
+
+        def encode(self, text: str, *, continues: bool = False) -> list[int]:
+            said.append((text, continues))
+            return [1]
+
+    encoder: Any = Encoder(Spy(), 0)  # type: ignore[arg-type]
+    encoder.encode([Text("g", "ab"), Text("g", "cd", continues=True)])
+    assert said == [("ab", False), ("cd", True)]
+
+
 # What is refused
 
 
@@ -355,7 +381,12 @@ def damage(path: Path, change: Any) -> None:
         (lambda index: index.pop("end_id"), "end_id"),
         (lambda index: index.update(format_version=9), "has format 9"),
         (lambda index: index.update(vocab_size="many"), "many"),
-        (lambda index: index.update(vocab_size=None), "NoneType"),
+        (lambda index: index.update(vocab_size=None), "None"),
+        (lambda index: index.update(vocab_size=-5), "the number -5"),
+        (lambda index: index.update(end_id=10**12), "the number 1000000000000"),
+        (lambda index: index["shards"][0].update(documents=-1), "the number -1"),
+        (lambda index: index.update(sources="abcd"), "sources"),
+        (lambda index: index["shards"][0].update(name="\u0663"), "shard name"),
         (lambda index: index.update(shards=7), "damaged"),
         (lambda index: index.update(sources=None), "damaged"),
         (lambda index: index["shards"][0].update(name="../00000"), "shard name"),

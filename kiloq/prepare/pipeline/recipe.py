@@ -8,6 +8,7 @@ object: that is what identifies a run, what workers get, and what the manifest k
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -30,7 +31,7 @@ class Recipe:
     """One run of `kiloq prepare`."""
 
     name: str  # what the result is called in its report and data card
-    seed: int = 0  # of the samples in the report and of the order of a mix; no step draws lots
+    seed: int = 0  # of the order of a mix; no step draws lots, and samples go by the hashes of their ids
     engine: str = "native"  # Daft's runner: "native", this machine, or "ray", a cluster
     address: str | None = None  # of the Ray cluster, such as "ray://head:10001"; None: the one that this machine is in
     workers: int = 0  # processes that work on parts; 0: one a core
@@ -46,8 +47,9 @@ class Recipe:
         if not self.source:
             raise UsageError('recipe: has no source: add a table [[source]] with name = "…" and path = "…"')
         names = [source.name for source in self.source]
-        if len(set(names)) < len(names):
-            raise UsageError(f"recipe: two sources are called {max(names, key=names.count)}: give each its own name")
+        name, times = Counter(names).most_common(1)[0]
+        if times > 1:
+            raise UsageError(f"recipe: two sources are called {name}: give each its own name")
         self.mix.check_names(names)
 
     @cached_property
@@ -117,7 +119,7 @@ def _based(table: Mapping[str, Any], base: Path) -> dict[str, Any]:
     def absolute(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [absolute(item) for item in value]
-        return str(base / value) if isinstance(value, str) else value
+        return str(base / value) if isinstance(value, str) and value else value
 
     return {key: absolute(value) if _is_path(key) else value for key, value in table.items()}
 

@@ -32,7 +32,7 @@ from kiloq.prepare.pipeline.store import Store, table_file
 from kiloq.prepare.pipeline.tally import Tally
 from kiloq.prepare.readers.plan import plan, root_of
 
-MOST_EDGES = 20_000_000  # settled in this process, else on disk. Ours: some 8 GB if no two have a document in common
+MOST_EDGES = 20_000_000  # settled in this process, else on disk. Ours: some 4 GB where no two share a document
 GROUP_KEYS = 4_000_000  # keys that are grouped at a time. Ours: with 3 uint64 a key some 400 MB at the peak
 Progress = Callable[[str, int, int], None]  # (what is done, how many of it, of how many)
 

@@ -25,19 +25,13 @@ ROWS = {
 def read(source: Source, piece: Piece) -> Iterator[Row | Bad]:
     """The documents of a piece as rows for documents.batch_of, in their order, and a Bad for each record that is none.
 
-    Raises MissingError for a package that is not installed, and nothing else: files that cannot be read are Bads. With
-    `most_documents` it ends after so many rows.
+    Raises MissingError for a package that is not installed, and nothing else: files that cannot be read are Bads.
     """
-    root, left = root_of(source), source.most_documents
+    root = root_of(source)
     licenses: dict[str, str | None] = {}
     for name in piece.files:
         file = File(source, root, name, piece.start, piece.end, piece.first, licenses)
-        for found in _file(file):
-            yield found
-            if left is not None and not isinstance(found, Bad):
-                left -= 1
-                if left == 0:
-                    return
+        yield from _file(file)
 
 
 def _file(file: File) -> Iterator[Row | Bad]:

@@ -57,7 +57,6 @@ class Source:
     include: tuple[str, ...] = ()  # patterns of the paths below the folder (* and ?, also across /); none: by ending
     exclude: tuple[str, ...] = ()  # patterns of what is left out
     most_bytes: int = 64 << 20  # of one record: a line, a row, a page, a file of code. Ours
-    most_documents: int | None = None  # that one piece gives; who joins pieces cuts the sum. None: all
     encoding: str | None = None  # of text, lines and code; None: UTF-8, and what is not UTF-8 is a bad record
     language: str | None = None  # ISO 639 code of documents that do not say their own
 
@@ -92,7 +91,7 @@ class Source:
             check_choice(self, "reader", READERS)
         check_choice(self, "format", FORMATS)
         check_choice(self, "split", SPLITS)
-        check_counts(self, "document_bytes", "most_documents", least=1)
+        check_counts(self, "document_bytes", least=1)
         check_counts(self, "most_bytes", least=LEAST_BYTES)
         check_counts(self, "most_line_chars", "most_mean_line_chars", least=1)
         check_shares(self, "least_alphanumeric")

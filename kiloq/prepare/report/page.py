@@ -139,7 +139,7 @@ def _mix(funnel: Funnel) -> list[str]:
 def _scores(funnel: Funnel) -> list[str]:
     parts = []
     for column, counts in sorted(funnel.tally.scores.items()):
-        names = sorted({key.split(" ", 1)[1] for key in counts}, key=float)
+        names = sorted({key.split(" ", 1)[1] for key in counts}, key=lambda name: (name == "nan", float(name), name))
         bins = {name: [counts[f"kept {name}"], counts[f"removed {name}"]] for name in names}
         parts.append(f"<h3>{html.escape(column)}</h3>")
         parts.append(histogram(bins, ["kept", "removed"], f"documents by {column}"))

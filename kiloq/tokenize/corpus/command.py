@@ -61,7 +61,7 @@ def corpus_command(
         records = encode_corpus(job, work.folder, processes or usable_cores(), _progress)
         counts = finish(work.folder, records, encoder)
         seconds = time.monotonic() - began
-        files = {path: Path(path) for unit in job["units"] for path in unit}
+        files = {path: Path(path) for unit in job["units"] for path, _ in unit}
         config = {key: job[key] for key in ("tokenizer", "end", "by", "exact")}
         write_manifest(work.folder / RESULT, "corpus", inputs={**files}, config=config, counts=counts, seconds=seconds)
         move_in(work.folder / RESULT, out)

@@ -22,6 +22,7 @@ from kiloq.core.errors import KiloqError, MissingError, UsageError
 from kiloq.core.files import shown
 from kiloq.tokenize.export import tokenizer_json
 from kiloq.tokenize.normalize import nfc, well_formed
+from kiloq.tokenize.texts import Text
 from kiloq.tokenize.tokenizer import Tokenizer
 from kiloq.tokenize.vocabulary import Vocabulary
 
@@ -55,21 +56,21 @@ class Encoder:
         vocabulary = self.tokenizer.vocabulary
         return isinstance(vocabulary, Vocabulary) and all(token.special for token in vocabulary.added)
 
-    def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+    def encode(self, texts: Sequence[Text]) -> tuple[Ids, Ids]:
         """The ids of all texts in a row, uint32 [tokens], and how many each has, uint32 [texts]. No end tokens."""
         if not self.fast:
-            lists = [self.tokenizer.encode(text) for text in texts]
+            lists = [self.tokenizer.encode(one.text, continues=one.continues) for one in texts]
             return np.array([id_ for ids in lists for id_ in ids], np.uint32), np.array(
                 list(map(len, lists)), np.uint32
             )
         normal = nfc if self.tokenizer.vocabulary.nfc else str
-        ids, offsets = self._fastokens.encode_batch_flat([well_formed(normal(text)) for text in texts])
+        ids, offsets = self._fastokens.encode_batch_flat([well_formed(normal(one.text)) for one in texts])
         return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64)).astype(np.uint32)
 
     def check(self, text: str) -> None:
         """Raises KiloqError if the fast way gives other ids than the Tokenizer for the beginning of `text`."""
         sample = text[:CHECKED_CHARS]
-        fast, _ = self.encode([sample])
+        fast, _ = self.encode([Text("", sample)])
         if fast.tolist() != self.tokenizer.encode(sample):
             raise KiloqError(
                 f"fastokens and tiktoken give different ids for the text that begins {shown(sample, 60)}: "

@@ -8,6 +8,9 @@ are encoded a second time, the exact way.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -26,7 +29,7 @@ from kiloq.core.safe_json import load_object
 from kiloq.core.work import MAX_BYTES, write_json
 from kiloq.tokenize.corpus.encode import Encoder, ExactEncoder
 from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, write_index
-from kiloq.tokenize.texts import Text, input_files, read_texts
+from kiloq.tokenize.texts import Text, input_files, read_file
 from kiloq.tokenize.tokenizer import Tokenizer
 
 SHARD_BYTES = 64 << 20  # of input files that share a shard. Ours: seconds of work, and shards of some 100 MB
@@ -38,15 +41,15 @@ RESULT = "result"  # the folder inside the work that will be the corpus
 Progress = Callable[[int, int], None]  # (shards done, of)
 
 
-def units(inputs: Sequence[Path]) -> list[list[Path]]:
-    """The files of each shard. Of a prepared folder, its documents alone."""
-    found: list[list[Path]] = []
+def units(inputs: Sequence[Path]) -> list[list[tuple[Path, str]]]:
+    """The files of each shard, each with the group of its documents. Of a prepared folder, its documents alone."""
+    found: list[list[tuple[Path, str]]] = []
     size = 0
-    for path, _ in input_files([_documents(path) for path in inputs]):
+    for path, group in input_files([_documents(path) for path in inputs]):
         if not found or size + path.stat().st_size > SHARD_BYTES:
             found.append([])
             size = 0
-        found[-1].append(path)
+        found[-1].append((path, group))
         size += path.stat().st_size
     return found
 
@@ -65,8 +68,8 @@ def _documents(path: Path) -> Path:
 
 def job_of(inputs: Sequence[Path], tokenizer: str, encoder: Encoder, by: str | None, exact: bool) -> dict[str, Any]:
     """What a run is to do: all that decides its bytes, with the size and time of change of every input file."""
-    files = [[str(path.absolute()) for path in unit] for unit in units(inputs)]
-    states = [[(status := Path(path).stat()).st_size, status.st_mtime_ns] for unit in files for path in unit]
+    files = [[[str(path.absolute()), group] for path, group in unit] for unit in units(inputs)]
+    states = [[(status := Path(path).stat()).st_size, status.st_mtime_ns] for unit in files for path, _ in unit]
     return {"units": files, "states": states, "tokenizer": tokenizer, "tokenizer_sha256": encoder.fingerprint,
             "end": encoder.end_id, "by": by, "exact": exact}  # fmt: skip
 
@@ -92,8 +95,9 @@ def finish(folder: Path, records: Sequence[Mapping[str, Any]], encoder: Encoder)
         raise UsageError(
             f"the corpus has {len(names):,} sources, at most {MAX_SOURCES:,} can be: group by another field"
         )
+    places = {name: place for place, name in enumerate(names)}
     for number, record in enumerate(records):
-        to_all = np.array([names.index(name) for name in record["sources"]] or [0], DTYPES[SOURCES])
+        to_all = np.array([places[name] for name in record["sources"]] or [0], DTYPES[SOURCES])
         local = np.fromfile(_file(folder, number, SOURCES), DTYPES[SOURCES])
         with atomic_file(folder / RESULT / f"{record['name']}{SOURCES}") as file:
             file.write(to_all[local].tobytes())
@@ -123,7 +127,9 @@ def _encoded(
     if processes <= 1 or len(numbers) <= 1:
         yield from ((number, encode_shard(dict(job), folder, number)) for number in numbers)
         return
-    pool = ProcessPoolExecutor(min(processes, len(numbers)), multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(processes, len(numbers)), multiprocessing.get_context("spawn"), _end_with, (os.getpid(),)
+    )
     try:
         waiting = {pool.submit(encode_shard, dict(job), folder, number): number for number in numbers}
         while waiting:
@@ -135,6 +141,17 @@ def _encoded(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end when its parent has: nobody else would stop it if that is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finished(folder: Path, number: int) -> dict[str, Any] | None:
@@ -153,17 +170,19 @@ def _file(folder: Path, number: int, kind: str) -> Path:
 
 
 @cache
-def _encoder(source: str, end_id: int, exact: bool) -> Encoder:
+def _encoder(source: str, fingerprint: str, end_id: int, exact: bool) -> Encoder:
+    """The encoder of a vocabulary, which another file under the same name does not share."""
     return (ExactEncoder if exact else Encoder)(Tokenizer.load(source), end_id)
 
 
 def encode_shard(job: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
     """Encode one unit into its files and return its record, which is written last."""
-    encoder = _encoder(job["tokenizer"], job["end"], job["exact"])
+    encoder = _encoder(job["tokenizer"], job["tokenizer_sha256"], job["end"], job["exact"])
     shard = _Shard(encoder, folder, number)
     with shard:
-        for batch in _batches(read_texts([Path(name) for name in job["units"][number]], job["by"])):
-            shard.add(batch)
+        for path, group in job["units"][number]:
+            for batch in _batches(read_file(Path(path), group, job["by"])):
+                shard.add(batch)
     record = shard.record()
     write_json(folder / f"{number:05}.json", record)
     return record
@@ -209,7 +228,7 @@ class _Shard:
 
     def add(self, texts: Sequence[Text]) -> None:
         """Encode and write some texts."""
-        ids, counts = self._encoder.encode([text.text for text in texts])
+        ids, counts = self._encoder.encode(texts)
         ends = np.cumsum(counts)
         for text, count, end in zip(texts, counts.tolist(), ends.tolist(), strict=True):
             if not text.continues:

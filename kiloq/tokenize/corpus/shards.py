@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kiloq.core.errors import FormatError
+from kiloq.core.errors import FormatError, UsageError
 from kiloq.core.files import regular_size
 from kiloq.core.manifest import read_manifest, verify_manifest
 from kiloq.core.safe_json import load_object
@@ -60,6 +60,8 @@ class Shard:
 
     def document(self, number: int) -> Array:
         """The ids of one document, its end token included."""
+        if not 0 <= number < self.documents:
+            raise IndexError(f"document {number} of {self.documents}")
         begin, end = self.offsets[number : number + 2]
         return self.ids[begin:end]
 
@@ -94,13 +96,16 @@ class Corpus:
                 raise FormatError(
                     f"{folder}: has format {index['format_version']!r:.20}, and this kiloq reads {FORMAT_VERSION}"
                 )
-            self.vocab_size, self.end_id = int(index["vocab_size"]), int(index["end_id"])
+            self.vocab_size = _count(index["vocab_size"], 1, 1 << 32)
+            self.end_id = _count(index["end_id"], 0, self.vocab_size)
+            if not isinstance(index["sources"], list):
+                raise ValueError("`sources`")
             self.tokenizer_sha256, self.sources = (
                 str(index["tokenizer_sha256"]),
                 [str(name) for name in index["sources"]],
             )
             self.shards = [
-                Shard(self.folder, _checked_name(row["name"]), int(row["tokens"]), int(row["documents"]))
+                Shard(self.folder, _checked_name(row["name"]), _count(row["tokens"]), _count(row["documents"]))
                 for row in index["shards"]
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -134,6 +139,8 @@ class Corpus:
 
     def documents_of(self, source: str) -> Array:
         """The numbers of all documents of one source, int64, in order."""
+        if source not in self.sources:
+            raise UsageError(f"{self.folder}: has no source {source!r:.60}: it has {', '.join(self.sources)}"[:500])
         at = self.sources.index(source)
         found = [
             np.flatnonzero(shard.sources == at) + start for shard, start in zip(self.shards, self._starts, strict=False)
@@ -142,9 +149,15 @@ class Corpus:
 
 
 def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not name.isdecimal():
+    if not isinstance(name, str) or not (name.isascii() and name.isdecimal()):
         raise ValueError(f"the shard name {name!r:.40}")
     return name
+
+
+def _count(value: Any, least: int = 0, below: int = 1 << 62) -> int:
+    if type(value) is not int or not least <= value < below:
+        raise ValueError(f"the number {value!r:.40}")
+    return value
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:

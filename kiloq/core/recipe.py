@@ -116,11 +116,11 @@ def fitted(where: str, key: str, value: Any, hint: Any) -> Any:
         if get_origin(option) in MAPPINGS and isinstance(value, Mapping):
             inner = get_args(option)[1]
             return {name: fitted(where, f"{key}.{name}", item, inner) for name, item in value.items()}
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+        if type(value) is int and abs(value) >= MOST:
+            continue
+        if option is float and type(value) in (int, float):
             return float(value)
-        if option in (bool, str) and type(value) is option:
-            return value
-        if option is int and type(value) is int and abs(value) < MOST:
+        if option in (bool, str, int) and type(value) is option:
             return value
     expected = " or ".join(_called(option) for option in options)
     said = repr(value)[:60] if not isinstance(value, int) or abs(value) < MOST else "a number of more than 18 digits"

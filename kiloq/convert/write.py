@@ -7,7 +7,6 @@ tied head out, exactly. What a layout cannot say is returned as notes and writte
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,9 +25,9 @@ from kiloq.convert.reshape import Reshaped
 from kiloq.convert.source import ModelSource
 from kiloq.core.dtypes import SAFETENSORS_DTYPES, WEIGHT_DTYPES
 from kiloq.core.errors import UsageError
-from kiloq.core.files import atomic_file
 from kiloq.core.manifest import NAME as MANIFEST
 from kiloq.core.manifest import atomic_folder, sha256_file, write_manifest
+from kiloq.core.safe_json import write_json
 from kiloq.core.safetensors import TensorSpec, write_safetensors
 from kiloq.model.config import ModelConfig
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("qwen2", "qwen1", "native")
 SHARD_BYTES = 5_000_000_000  # what Hugging Face writes; some file systems and mirrors stop at 5 GB
+INDENT = 2  # spaces in JSON files, as in Hugging Face's
 IM_END, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 Progress = Callable[[str, int, int], None]  # (what, tensors done, tensors in all)
 
@@ -141,7 +141,9 @@ def write_weights(folder: Path, specs: list[TensorSpec], shard_bytes: int, progr
         weight_map |= {spec.name: name for spec in shard}
     if len(shards) > 1:
         write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+            INDENT,
         )
     return total
 
@@ -187,8 +189,8 @@ def write_configs(
     for key, value in (("bos_token_id", defaults.bos_id), ("pad_token_id", defaults.pad_id)):
         if value is not None:
             values[key] = value
-    write_json(folder / "config.json", values | dict(more or {}))
-    write_json(folder / generation.NAME, generation.write_config(defaults, eos))
+    write_json(folder / "config.json", values | dict(more or {}), INDENT)
+    write_json(folder / generation.NAME, generation.write_config(defaults, eos), INDENT)
 
 
 def end_ids(defaults: GenerationDefaults, tokenizer: Tokenizer | None) -> tuple[int, ...]:
@@ -198,9 +200,3 @@ def end_ids(defaults: GenerationDefaults, tokenizer: Tokenizer | None) -> tuple[
     special = tokenizer.special_tokens
     chat = (special[name] for name in (IM_END, END_OF_TEXT) if name in special)
     return tuple(dict.fromkeys((*chat, *defaults.eos_ids)))
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Indented UTF-8 JSON, complete or not at all."""
-    with atomic_file(path) as file:
-        file.write(json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")

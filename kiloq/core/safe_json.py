@@ -1,4 +1,4 @@
-"""JSON that a stranger wrote: bounded in bytes, depth and values before it is parsed, and strict when it is.
+"""JSON that a stranger wrote: bounded in bytes, depth and values before it is parsed, and strict when it is; and ours.
 
 Python's parser alone recurses on nested brackets (100,000 of them end in RecursionError), lets the last of two equal
 keys win (two readers may then see two different files) and takes NaN. Depth and number of values are counted on the
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from kiloq.core.errors import FormatError
-from kiloq.core.files import read_bounded, shown
+from kiloq.core.files import atomic_file, read_bounded, shown
 
 MAX_BYTES = 64 << 20  # ours; the largest tokenizer.json in use (Gemma, 262k entries) has 34 MB
 MAX_DEPTH = 64  # ours; a tokenizer.json has 8
@@ -85,3 +86,13 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {shown(digits)} is too large")
     return value
+
+
+def write_json(path: Path, value: Mapping[str, Any], indent: int = 1) -> None:
+    """A JSON file, whole or not at all; its folder is made. `load_object` reads it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):  # a file's name that is not UTF-8
+        text = json.dumps(value, indent=indent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(text.encode() + b"\n")

@@ -24,6 +24,17 @@ MAX_RATIO = 500  # ours: gzip cannot go beyond 1,032; there one line of text tha
 MAX_FREE_BYTES = 1 << 30  # ours: up to here the ratio does not matter
 
 
+def ending(name: str | Path) -> str:
+    """The ending of a file's name in lower case, without that of a packed file."""
+    path = Path(str(name).lower())
+    return (Path(path.stem) if path.suffix in PACKED else path).suffix
+
+
+def is_packed(name: str | Path) -> bool:
+    """Whether a file is packed, by its ending."""
+    return Path(str(name).lower()).suffix in PACKED
+
+
 class Line(NamedTuple):
     """A line with its end, or the beginning of one that is too long."""
 
@@ -78,10 +89,19 @@ def lines(file: io.BufferedReader, most_bytes: int, start: int = 0) -> Iterator[
             cut = rest[-1:] != b"\n"
 
 
+def whole_lines(path: Path, most_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Line]:
+    """The lines of a file of which none may be longer. Raises FormatError for one that is."""
+    with open_unpacked(path, block_bytes) as file:
+        for line in lines(file, most_bytes):
+            if line.cut:
+                raise FormatError(f"{path}: has a line longer than {most_bytes:,} bytes: break it into lines first")
+            yield line
+
+
 def _unpacked(path: Path, size: int, block_bytes: int, start: int) -> Iterator[bytes]:
     total = 0
     most = max(MAX_FREE_BYTES, MAX_RATIO * size)
-    packed = path.suffix.lower() in PACKED
+    packed = is_packed(path)
     if packed and size == 0:
         return  # as gzip and zstd read it; bzip2 alone would call it cut short
     try:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from kiloq.core.errors import BusyError, FormatError, MissingError
-from kiloq.core.files import atomic_file
-from kiloq.core.safe_json import load_object
+from kiloq.core.manifest import move_in
+from kiloq.core.safe_json import load_object, write_json
 
-JOB, LOCK = "job.json", "lock"
+JOB, LOCK, RESULT = "job.json", "lock", "result"
 MAX_BYTES = 256 << 20  # of one JSON file of ours
 
 
@@ -75,13 +75,25 @@ class WorkFolder:
         """What the work is for. Raises MissingError or FormatError where there is none."""
         return load_object(self.folder / JOB, MAX_BYTES)
 
+    def begin_result(self, job: Mapping[str, Any]) -> Path:
+        """As `begin`; the folder inside that is to become the output, with what earlier work has put there."""
+        if self.begin(job) and not self.result.is_dir():  # moved away: that run was killed at its very end
+            self.forget()
+            self.begin(job)
+        self.result.mkdir(exist_ok=True)
+        return self.result
+
+    def deliver(self, out: Path) -> None:
+        """Move the result to its place, without what killed processes were writing, and remove the rest."""
+        for left_over in self.result.rglob(".*.partial-*"):
+            left_over.unlink()
+        move_in(self.result, out)
+        self.remove()
+
+    @property
+    def result(self) -> Path:
+        return self.folder / RESULT
+
     def remove(self) -> None:
         """After the result is in its place."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all; its folder is made. What is not UTF-8 in names of files is escaped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "backslashreplace") + b"\n")

@@ -11,15 +11,16 @@ from kiloq.convert.gptq import CONFIG_FILE, CONFIG_KEY
 from kiloq.convert.reshape import Reshaped
 from kiloq.convert.source import ModelSource
 from kiloq.convert.write import (
+    INDENT,
     SHARD_BYTES,
     load_tokenizer,
     source_hashes,
     write_configs,
-    write_json,
     write_weights,
 )
 from kiloq.core.dtypes import WEIGHT_DTYPES
 from kiloq.core.manifest import atomic_folder, write_manifest
+from kiloq.core.safe_json import write_json
 from kiloq.core.safetensors import TensorSpec
 from kiloq.quantize.layers import MATRICES
 from kiloq.quantize.packing import quantization_config, quantize_config
@@ -52,8 +53,8 @@ def write_quantised(
         plain = dtype or tensors.dtype_of("norm.weight")
         more = {CONFIG_KEY: quantization_config(settings)}
         write_configs(staging, source, tokenizer, config, "native", plain, more)
-        write_json(staging / CONFIG_FILE, quantize_config(settings))
-        write_json(staging / "quantisation.json", figures)
+        write_json(staging / CONFIG_FILE, quantize_config(settings), INDENT)
+        write_json(staging / "quantisation.json", figures, INDENT)
         (staging / "report.html").write_text(report_page(out.name, figures), encoding="utf-8")
         write_manifest(
             staging,

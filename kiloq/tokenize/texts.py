@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiloq.core.errors import FormatError, MissingError, UsageError
+from kiloq.core.errors import FormatError, UsageError
 from kiloq.core.files import regular_size, shown
-from kiloq.core.unpack import BLOCK_BYTES, PACKED, lines, open_unpacked
+from kiloq.core.parquet import first_line, modules
+from kiloq.core.unpack import BLOCK_BYTES, PACKED, ending, whole_lines
 from kiloq.tokenize.normalize import well_formed
 
 MAX_LINE_BYTES = 64 << 20  # ours: one line of text, or one row of JSON
@@ -47,7 +48,7 @@ def read_texts(inputs: Sequence[Path], field: str | None = None) -> Iterator[Tex
 
 def read_file(path: Path, group: str, field: str | None = None) -> Iterator[Text]:
     """The documents of one file, as `read_texts`; `group` is for those that do not name their own."""
-    kind = _kind(path)
+    kind = ending(path)
     if kind in ROWS:
         yield from _rows(path, group, field)
     elif kind == ".parquet":
@@ -64,7 +65,7 @@ def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
             regular_size(path)
             found.append((path, well_formed(path.name.split(".")[0] or path.name)))
             continue
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in (*PLAIN, *ROWS, ".parquet"))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and ending(p) in (*PLAIN, *ROWS, ".parquet"))
         if not files:
             kinds, packed = " ".join((*PLAIN, *ROWS, ".parquet")), " ".join(PACKED)
             raise UsageError(f"{path}: has no file to read: put files ending in {kinds} there, also packed ({packed})")
@@ -72,13 +73,6 @@ def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
             inside = file.relative_to(path).parts
             found.append((file, well_formed(inside[0] if len(inside) > 1 else file.name.split(".")[0])))
     return found
-
-
-def _kind(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
 
 
 def _rows(path: Path, group: str, field: str | None) -> Iterator[Text]:
@@ -123,21 +117,11 @@ def _parts(path: Path) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a file with their ends; MAX_LINE_BYTES at most."""
-    with open_unpacked(path, BLOCK_BYTES) as file:
-        for line in lines(file, MAX_LINE_BYTES):
-            if line.cut:
-                raise FormatError(f"{path}: has a line longer than {MAX_LINE_BYTES:,} bytes: break it into lines first")
-            yield line.data
+    return (line.data for line in whole_lines(path, MAX_LINE_BYTES, BLOCK_BYTES))
 
 
 def _parquet(path: Path, group: str, field: str | None) -> Iterator[Text]:
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingError(
-            f"{path}: Parquet needs another package: run `pip install 'kiloq[data]'` to get it"
-        ) from None
+    pa, pq = modules(path)
     regular_size(path)
     try:
         with pq.ParquetFile(path) as file:
@@ -149,5 +133,4 @@ def _parquet(path: Path, group: str, field: str | None) -> Iterator[Text]:
                         raise FormatError(f'{path}: has no column "text" of strings, or a row without one')
                     yield Text(_group(row, group, field, str(path)), row["text"])
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise FormatError(f"{path}: cannot be read as Parquet ({shown(said, 120)}): it is damaged") from None
+        raise FormatError(f"{path}: cannot be read as Parquet ({first_line(error)}): it is damaged") from None

@@ -20,9 +20,8 @@ from torch import nn
 
 from kiloq.core.errors import FormatError, KiloqError, MissingError
 from kiloq.core.manifest import atomic_folder, verify_manifest, write_manifest
-from kiloq.core.safe_json import load_object
+from kiloq.core.safe_json import load_object, write_json
 from kiloq.core.safetensors import SafetensorsFile, write_safetensors
-from kiloq.core.work import write_json
 
 WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.json"
 MAX_STATE_BYTES = 16 << 20

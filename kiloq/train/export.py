@@ -11,10 +11,11 @@ import numpy as np
 from kiloq.convert import generation, hf
 from kiloq.convert.generation import GenerationDefaults
 from kiloq.convert.source import ModelSource, open_model
-from kiloq.convert.write import SHARD_BYTES, end_ids, write_json, write_weights
+from kiloq.convert.write import INDENT, SHARD_BYTES, end_ids, write_weights
 from kiloq.core.dtypes import SAFETENSORS_DTYPES, WEIGHT_DTYPES
 from kiloq.core.errors import FormatError
 from kiloq.core.manifest import atomic_folder, write_manifest
+from kiloq.core.safe_json import write_json
 from kiloq.core.safetensors import TensorSpec
 from kiloq.model.network import Network
 from kiloq.tokenize.tokenizer import Tokenizer
@@ -36,8 +37,9 @@ def export(
         if tokenizer is not None:
             tokenizer.save(staging, max_length=config.max_length)
         eos = end_ids(defaults, tokenizer)
-        write_json(staging / "config.json", hf.write_config(config, "bf16") | ({"eos_token_id": eos[0]} if eos else {}))
-        write_json(staging / generation.NAME, generation.write_config(defaults, eos))
+        ends = {"eos_token_id": eos[0]} if eos else {}
+        write_json(staging / "config.json", hf.write_config(config, "bf16") | ends, INDENT)
+        write_json(staging / generation.NAME, generation.write_config(defaults, eos), INDENT)
         counts = {"parameters": sum(p.numel() for p in network.parameters())}
         write_manifest(staging, "model", config=record, counts=counts)
 

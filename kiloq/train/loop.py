@@ -84,20 +84,24 @@ class Trainer:
                 began = time.monotonic()
                 found = self.step()
                 row = self._row(found, time.monotonic() - began)
-                last = self.progress.step == self.recipe.steps
-                if last or self.progress.step % self.recipe.evaluate_every == 0:
-                    row |= {"evaluation_loss": loss} if (loss := self.evaluate()) is not None else {}
+                judged = self._due(self.recipe.evaluate_every)
+                if judged and (loss := self.evaluate()) is not None:
+                    row |= {"evaluation_loss": loss}
                 metrics.add(row)
                 say(row)
-                if last or self.progress.step % self.recipe.evaluate_every == 0:
+                if judged:
                     metrics.draw()
-                if last or self.progress.step % self.recipe.save_every == 0:
+                if self._due(self.recipe.save_every):
                     self.save()
             if self._stopping:
                 self.save()
         finally:
             signal.signal(signal.SIGTERM, before)
         return self.progress
+
+    def _due(self, every: int) -> bool:
+        """Whether the step just done is one of those, or the last."""
+        return self.progress.step % every == 0 or self.progress.step == self.recipe.steps
 
     def step(self) -> Step:
         """One step of the optimizer on the batch that belongs to it."""

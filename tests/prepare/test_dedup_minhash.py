@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.naive_dedup import jaccard, shingles
 
+from kiloq.core.hashing import mix
 from kiloq.prepare.dedup import minhash, normal
 from kiloq.prepare.dedup.lsh import buckets, chance, curve
-from kiloq.prepare.dedup.minhash import EMPTY, mix, signatures
+from kiloq.prepare.dedup.minhash import EMPTY, signatures
 
 from .planted import pairs
 from .samples import CHINESE, ENGLISH

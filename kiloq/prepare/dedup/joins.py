@@ -11,7 +11,6 @@ kiloq.prepare.dedup.components.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from kiloq.core.errors import MissingError
+from kiloq.prepare.daft import quiet_daft
 
 EDGES_IN_MEMORY = 4_000_000  # both ways; ours: some 1.5 GB in Daft
 
@@ -56,7 +55,7 @@ class _Rounds:
     """Edges on disk, as rows of `node` and `near` in partitions by node, and the operations that rewrite them."""
 
     def __init__(self, work: Path, partitions: int) -> None:
-        self._daft = _daft()
+        self._daft = quiet_daft()
         self._work, self._partitions, self._number = work, partitions, 0
         work.mkdir(parents=True)
 
@@ -100,7 +99,7 @@ class _Rounds:
 
 def _large_star(frame: Any) -> tuple[Any, int]:
     """Every larger neighbour of a node goes to the smallest of the node and its neighbours."""
-    col = _daft().col
+    col = quiet_daft().col
     least = frame.groupby("node").agg(col("near").min().alias("least"))
     larger = frame.where(col("near") > col("node")).join(least, on="node").collect()
     moved = larger.where(col("least") < col("node"))
@@ -113,7 +112,7 @@ def _large_star(frame: Any) -> tuple[Any, int]:
 
 def _small_star(frame: Any) -> tuple[Any, int]:
     """A node and all its smaller neighbours go to the smallest of them; all neighbours here are smaller."""
-    col = _daft().col
+    col = quiet_daft().col
     least = frame.groupby("node").agg(col("near").min().alias("least")).collect()
     moved = frame.join(least, on="node").where(col("near") > col("least")).collect()
     own = least.select("node", col("least").alias("near"))
@@ -122,13 +121,13 @@ def _small_star(frame: Any) -> tuple[Any, int]:
 
 def _both_ways(frame: Any) -> Any:
     """Each edge under both of its ends."""
-    col = _daft().col
+    col = quiet_daft().col
     return frame.concat(frame.select(col("near").alias("node"), col("node").alias("near")))
 
 
 def _labels(frame: Any) -> pa.Table:
     """A table of LABELS, sorted, of a partition in which all edges are those of stars."""
-    col = _daft().col
+    col = quiet_daft().col
     below = frame.where(col("near") > col("node"))
     own = below.select("node").distinct().select(col("node").alias("doc"), col("node").alias("root"))
     every = own.concat(below.select(col("near").alias("doc"), col("node").alias("root")))
@@ -138,14 +137,3 @@ def _labels(frame: Any) -> pa.Table:
 def _plain(path: Path) -> str:
     """`path` as Daft takes it, for which every path is a pattern."""
     return re.sub(r"[*?\[{}]", r"[\g<0>]", str(path))
-
-
-def _daft() -> Any:
-    """The package, which is to draw no progress bars and to tell nobody that it is used."""
-    os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-    try:
-        import daft
-    except ImportError:
-        raise MissingError("deduplication on disk needs more packages: run `pip install 'kiloq[data]'`") from None
-    return daft

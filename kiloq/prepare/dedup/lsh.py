@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from kiloq.core.hashing import mix
 from kiloq.prepare.dedup.groups import edges_of, runs, sizes, smallest
-from kiloq.prepare.dedup.minhash import mix
 from kiloq.prepare.dedup.normal import Array
 
 _STEP = np.uint64(0xF1357AEA2E62A9C5)  # of the polynomial of a band's rows: a multiplier of Steele and Vigna 2021

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kiloq.core.hashing import GOLDEN, mix
 from kiloq.prepare.dedup.normal import ALONE, GAP, PIECE_CHARS, SYMBOL, WORD, Array, cut, fold, groups
 
 EMPTY = np.uint64(2**64 - 1)  # a place that no shingle has; all places of a text without a word are EMPTY
 BLOCK = 1 << 18  # hashes of several turns at once. Ours
 ENOUGH = 64  # times K: with so many shingles a place is left empty with probability under K e^-64
 
-_BASE = 0x9E3779B97F4A7C15 | 1  # odd, so it has an inverse modulo 2^64; 2^64 / golden ratio
+_BASE = GOLDEN  # odd, so it has an inverse modulo 2^64
 _STEP = np.uint64(0xD1342543DE82EF95)  # of the shingle's polynomial: a multiplier of Steele and Vigna 2021
 _TURN_BITS = np.uint64(48)  # a value is turn << 48 | 48 bits of a hash
 
@@ -78,16 +79,6 @@ def _powers(size: int) -> tuple[Array, Array]:
     """The first `size` powers; tables double, so few are made."""
     powers, inverses = _tables(1 << max(size, 2 * PIECE_CHARS).bit_length())
     return powers[:size], inverses[:size]
-
-
-def mix(numbers: Array) -> Array:
-    """splitmix64's finaliser (Steele, Lea, Flood 2014): every bit of the result depends on every bit. uint64."""
-    mixed: Array = numbers ^ (numbers >> np.uint64(30))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
 
 
 def _shingles(units: Units, words: int, characters: int) -> tuple[Array, Array]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
-from kiloq.core.files import regular_size, shown
-from kiloq.core.unpack import PACKED, lines, open_unpacked
+from kiloq.core.files import regular_size
+from kiloq.core.parquet import first_line, modules
+from kiloq.core.unpack import ending, is_packed, open_unpacked, whole_lines
 
 ROWS = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -60,11 +61,11 @@ def item_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     for path in paths:
         if not path.is_dir():
             regular_size(path)
-            if _kind(path) not in KNOWN:
+            if ending(path) not in KNOWN:
                 raise UsageError(f"{path}: is of no known kind: give files ending in {' '.join(KNOWN)}")
             found.append((path, _set(path)))
             continue
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in KNOWN)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and ending(file) in KNOWN)
         files = [file for file in files if file.stem.upper() not in ("README", "NOTICE", "LICENSE")]
         if not files:
             raise UsageError(f"{path}: has no file with items: put files ending in {' '.join(KNOWN)} there")
@@ -76,13 +77,6 @@ def item_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _set(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.name.split('.')[0]}"
-
-
-def _kind(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
 
 
 def _id(row: Any, stem: str, place: int) -> str:
@@ -120,7 +114,7 @@ def _whole(row: Any) -> str:
 
 
 def _rows(path: Path) -> Iterator[Any]:
-    kind = _kind(path)
+    kind = ending(path)
     if kind in ROWS:
         return _json_lines(path)
     if kind == ".json":
@@ -185,31 +179,17 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 def _text_lines(path: Path) -> Iterator[str]:
     """Lines with their ends; what is not UTF-8 is replaced."""
-    with open_unpacked(path) as file:
-        for line in lines(file, MAX_ROW_BYTES):
-            if line.cut:
-                raise FormatError(f"{path}: has a line longer than {MAX_ROW_BYTES:,} bytes: break it into lines first")
-            yield line.data.decode("utf-8-sig" if line.start == 0 else "utf-8", "replace")
+    for line in whole_lines(path, MAX_ROW_BYTES):
+        yield line.data.decode("utf-8-sig" if line.start == 0 else "utf-8", "replace")
 
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
+    pa, pq = modules(path)
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingError(
-            f"{path}: Parquet needs another package: run `pip install 'kiloq[data]'` to get it"
-        ) from None
-    try:
-        with open_unpacked(path) as file, pq.ParquetFile(io.BytesIO(file.read()) if _packed(path) else path) as table:
+        with open_unpacked(path) as file, pq.ParquetFile(io.BytesIO(file.read()) if is_packed(path) else path) as table:
             for batch in table.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, FormatError | MissingError):
             raise
-        said = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise FormatError(f"{path}: cannot be read as Parquet ({shown(said, 120)}): it is damaged") from None
-
-
-def _packed(path: Path) -> bool:
-    return path.suffix.lower() in PACKED
+        raise FormatError(f"{path}: cannot be read as Parquet ({first_line(error)}): it is damaged") from None

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kiloq.prepare.models.units import Runs, folded, spread, units_of
+from kiloq.core.hashing import mix
+from kiloq.prepare.models.units import Runs, folded, units_of
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -73,7 +74,7 @@ def features(text: str, shape: Shape) -> Features:
     if shape.chars:
         parts.append(Runs(codes).grams(shape.chars))
     hashes = np.concatenate(parts)
-    buckets = np.sort((spread(hashes) >> np.uint64(64 - shape.bits)).astype(np.uint32))
+    buckets = np.sort((mix(hashes) >> np.uint64(64 - shape.bits)).astype(np.uint32))
     first = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]])) if len(buckets) else np.arange(0)
     counts = np.diff(first, append=len(buckets))
     values = np.sqrt(counts / max(1, len(buckets)))

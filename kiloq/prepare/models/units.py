@@ -4,7 +4,7 @@ What trained filters and the search for test items count must be the same in eve
 is a run of letters, digits and marks, or one character of a script without spaces (kiloq.prepare.rules.text); case and
 compatibility forms (full-width letters, say) are folded one character to one, so that places in the folded text are
 places in the text. The hash of a run is a polynomial modulo 2**64 (Karp and Rabin 1987), taken as a difference of
-prefix sums, so that runs of all lengths cost one subtraction each; splitmix64 (Steele et al. 2014) spreads its bits.
+prefix sums, so that runs of all lengths cost one subtraction each; kiloq.core.hashing spreads its bits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kiloq.core.hashing import GOLDEN, mix
 from kiloq.prepare.rules.text import UNSPACED
 
 U64 = npt.NDArray[np.uint64]
@@ -25,7 +26,7 @@ OTHER, WORD, SINGLE = 0, 1, 2  # kinds of characters: neither, part of a word, a
 
 _CODES = 0x110000  # of Unicode
 _FOLDED = 0x30000  # above are no letters with case and no compatibility forms but Han variants (Unicode 16)
-_BASE = 0x9E3779B97F4A7C15  # of the polynomial: odd, so that it has an inverse; splitmix64's increment
+_BASE = GOLDEN  # of the polynomial: odd, so that it has an inverse
 
 
 class Units(NamedTuple):
@@ -77,19 +78,12 @@ class Runs:
 
     def hashes(self, starts: I64, ends: I64) -> U64:
         """The hash of values[start:end] for each pair. Runs of equal values are equal wherever they stand."""
-        return spread((self._sums[ends] - self._sums[starts]) * self._inverses[starts])
+        return mix((self._sums[ends] - self._sums[starts]) * self._inverses[starts])
 
     def grams(self, n: int) -> U64:
         """The hashes of all runs of n values; none where there are fewer values."""
         count = max(0, len(self._sums) - n)
-        return spread((self._sums[n : n + count] - self._sums[:count]) * self._inverses[:count])
-
-
-def spread(values: U64) -> U64:
-    """splitmix64's finaliser: every bit of a value changes about half the bits of its image."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+        return mix((self._sums[n : n + count] - self._sums[:count]) * self._inverses[:count])
 
 
 def text_hash(text: str) -> int:

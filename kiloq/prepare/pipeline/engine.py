@@ -27,6 +27,7 @@ from kiloq.core import errors
 from kiloq.core.errors import KiloqError, MissingError, UsageError, file_sentence
 from kiloq.core.files import shown
 from kiloq.core.machine import usable_cores
+from kiloq.prepare.daft import QUIET, quiet_daft
 from kiloq.prepare.pipeline.recipe import Recipe
 from kiloq.prepare.pipeline.worker import Worker
 
@@ -34,14 +35,6 @@ CONNECT_SECONDS = 10
 SETTLE_SECONDS = 0.5  # ours: a worker ends in some 10 ms
 LEASH = "leash"  # a file in the working folder
 LESS = "give fewer --workers or a smaller most_bytes, and run the same command again to go on"
-QUIET = {  # Daft and Ray report their use over the network unless told not to, and draw bars of their own
-    "DAFT_ANALYTICS_ENABLED": "0",
-    "DAFT_PROGRESS_BAR": "0",
-    "DO_NOT_TRACK": "1",
-    "SCARF_NO_ANALYTICS": "true",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
 
 
 def run_tasks(
@@ -165,12 +158,7 @@ def _words_to_stderr() -> Iterator[None]:
 
 def _daft(recipe: Recipe) -> Any:
     """Daft with the recipe's runner; a process has one runner for its life."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        import daft
-    except ImportError:
-        raise MissingError("preparing text needs Daft: run `pip install 'kiloq[data]'` to get it") from None
+    daft = quiet_daft()
     logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)  # what stops it is told by our own sentence
     if recipe.engine == "ray":
         _join_cluster(recipe.address or "auto")

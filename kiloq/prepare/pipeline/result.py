@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kiloq.core.files import atomic_file
-from kiloq.core.work import write_json
+from kiloq.core.safe_json import write_json
 from kiloq.prepare.pipeline.funnel import Funnel
 from kiloq.prepare.report.card import data_card
 from kiloq.prepare.report.page import report_page

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from kiloq.core.manifest import check_replaceable, move_in, sha256_file, write_manifest
+from kiloq.core.manifest import check_replaceable, sha256_file, write_manifest
 from kiloq.core.work import WorkFolder
 from kiloq.prepare.dedup.fuzzy import cluster_sizes, losers_of
 from kiloq.prepare.dedup.joins import label_files
@@ -58,16 +58,11 @@ def prepare(recipe: Recipe, out: Path, progress: Progress = lambda what, done, o
         pieces = planned(recipe)
         inputs = {str(path): sha256_file(path) for path in _files(recipe.input_files())}
         job = {"recipe": recipe.identity(), "pieces": pieces, "inputs": inputs, "sources": _sources(recipe, pieces)}
-        if work.begin(job) and not store.result.is_dir():  # moved away: that run was killed at its very end
-            work.forget()
-            work.begin(job)
-        store.result.mkdir(exist_ok=True)
+        work.begin_result(job)
         recorded = recipe.resolved()
         recipe = recipe.ready(store.folder)
         run = Run(recipe, store, len(pieces), progress)
         funnel = run.run()
-        for left_over in store.result.rglob(".*.partial-*"):  # of processes that were killed
-            left_over.unlink()
         write_result(funnel, store.result)
         counts = {"documents_read": funnel.documents_in, "documents": funnel.documents_out, "bytes": funnel.bytes_out}
         write_manifest(
@@ -79,8 +74,7 @@ def prepare(recipe: Recipe, out: Path, progress: Progress = lambda what, done, o
             seed=recipe.seed,
             seconds=time.monotonic() - began,
         )
-        move_in(store.result, out)
-        work.remove()
+        work.deliver(out)
     return funnel
 
 

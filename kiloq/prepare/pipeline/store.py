@@ -17,8 +17,8 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from kiloq.core.errors import FormatError, MissingError
 from kiloq.core.files import atomic_file
-from kiloq.core.safe_json import load_object
-from kiloq.core.work import MAX_BYTES, write_json
+from kiloq.core.safe_json import load_object, write_json
+from kiloq.core.work import MAX_BYTES, RESULT
 
 LEVEL = 3  # of zstd; ours: text packs to about 40%, at some 300 MB/s
 
@@ -32,7 +32,7 @@ class Store:
     @property
     def result(self) -> Path:
         """What will become the output folder."""
-        return self.folder / "result"
+        return self.folder / RESULT
 
     def documents(self, stage: int, part: int, *, last: bool = False) -> Path:
         """Documents of a part as a stage left them; those of the last stage are the result's."""

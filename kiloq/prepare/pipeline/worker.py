@@ -84,7 +84,7 @@ class Part:
     def run(self) -> dict[str, Any]:
         """Write what the stage makes of the part, mark it as finished, return the tally."""
         with self._stack:
-            write = self._open(self.store.documents(self.stage, self.part, last=self.last), self._schema())
+            write = self._open(self.store.documents(self.stage, self.part, last=self.last), self.schema)
             keys = Keys(self) if self.spec.keys is not None else None
             for batch in self._batches():
                 kept = self._through(batch)
@@ -130,21 +130,20 @@ class Part:
 
     def _through(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """What the steps of the stage leave of `batch`."""
-        labels = self.recipe.labels
-        if self.spec.drop is not None:
-            step: Any = self.recipe.step[self.spec.drop]
-            batch = self._apply(labels[self.spec.drop + 1], batch, step.drop(batch, docs_of(batch), self._losers))
+        if (at := self.spec.drop) is not None:
+            batch = self._applied(at, batch, self.recipe.step[at].drop(batch, docs_of(batch), self._losers))
         for at in self.spec.local:
-            batch = self._apply(labels[at + 1], batch, self.recipe.step[at].apply(batch))
+            batch = self._applied(at, batch, self.recipe.step[at].apply(batch))
         return batch
 
-    def _apply(self, label: str, before: pa.RecordBatch, result: Result) -> pa.RecordBatch:
-        """Count a step's result and take out the rows that are to go."""
+    def _applied(self, at: int, before: pa.RecordBatch, result: Result) -> pa.RecordBatch:
+        """Count the result of step `at` and take out the rows that are to go."""
+        label = self.recipe.labels[at + 1]
         stays = np.array([reason is None for reason in result.reasons], bool)
         after = result.batch if stays.all() else result.batch.filter(pa.array(stays))
         self.tally.passed(label, before, after)
         self.tally.edited(label, result.edits)
-        if label.endswith(Decontaminate.name):
+        if isinstance(self.recipe.step[at], Decontaminate):
             self.tally.contaminated(label, result.batch.column(CONTAMINATED).to_pylist())
         if after.num_rows < before.num_rows:
             reasons = [reason for reason in result.reasons if reason is not None]
@@ -166,7 +165,8 @@ class Part:
         tables = [read_between(path, "doc", low, high) for path in self.store.tables(self.stage - 1, kind)]
         return pa.concat_tables(tables).combine_chunks()
 
-    def _schema(self) -> pa.Schema:
+    @cached_property
+    def schema(self) -> pa.Schema:
         """Columns of the documents behind this stage: those that the steps add, in order, also where a part is empty."""
         batch = numbered(batch_of([]), 0, 0)
         for stage in self.stages[: self.stage + 1]:
@@ -183,7 +183,7 @@ class Keys:
         assert isinstance(step, GlobalStep)
         self.rows, self.bands = 0, list[int]()
         self._step, self._held, self._held_rows = step, list[pa.Table](), 0
-        empty = pa.RecordBatch.from_pylist([], schema=part._schema())
+        empty = pa.RecordBatch.from_pylist([], schema=part.schema)
         self._write = self._open(part, "keys", step.keys(empty, docs_of(empty)).schema)
         ranks = step.ranks(empty, docs_of(empty))
         self._write_ranks = self._open(part, "ranks", ranks.schema) if ranks is not None else None

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kiloq.core.errors import FormatError, MissingError
-from kiloq.core.files import regular_size, shown
+from kiloq.core.errors import FormatError
+from kiloq.core.files import regular_size
+from kiloq.core.parquet import first_line, modules
 from kiloq.prepare.readers.source import Bad, File, Row, Source, row_language, row_meta
 
 BATCH_BYTES = 4 << 20  # of texts, by the mean of the row group: ours
@@ -34,18 +35,12 @@ def rows(file: File) -> Iterator[Row | Bad]:
 
 def opened(path: Path) -> Any:
     """A ParquetFile. Raises FormatError for what is none, MissingError without pyarrow."""
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingError(
-            f"{path}: Parquet needs another package: run `pip install 'kiloq[data]'` to get it"
-        ) from None
+    pa, pq = modules(path)
     regular_size(path)
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise FormatError(f"{path}: cannot be read as Parquet: {_said(error)}") from None
+        raise FormatError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
 
 
 def text_columns(parquet: Any) -> list[str]:
@@ -60,10 +55,6 @@ def _is_text(kind: Any) -> bool:
     return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
 
 
-def _said(error: Exception) -> str:
-    return shown(str(error).splitlines()[0] if str(error) else "no reason given", 120)
-
-
 def _group(file: File, parquet: Any, group: int, number: int) -> Iterator[Row | Bad]:
     import pyarrow as pa
 
@@ -76,7 +67,7 @@ def _group(file: File, parquet: Any, group: int, number: int) -> Iterator[Row | 
                 yield _row(file, found, number)
                 number += 1
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield file.bad(f"the rest of a row group is damaged ({_said(error)}), rows: {end - number}", at=number)
+        yield file.bad(f"the rest of a row group is damaged ({first_line(error)}), rows: {end - number}", at=number)
 
 
 def _wanted(source: Source, parquet: Any) -> list[str]:

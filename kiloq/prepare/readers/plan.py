@@ -17,12 +17,12 @@ from pathlib import Path
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
 from kiloq.core.files import shown
-from kiloq.core.unpack import lines, open_unpacked
+from kiloq.core.unpack import ending, is_packed, lines, open_unpacked
 from kiloq.prepare.readers.gsm8k import read_reference
 from kiloq.prepare.readers.jsonl import begins_array
 from kiloq.prepare.readers.languages import CODE_ENDINGS, is_code
 from kiloq.prepare.readers.parquet import opened, text_columns
-from kiloq.prepare.readers.source import ENDINGS, Piece, Source, ending, is_packed
+from kiloq.prepare.readers.source import ENDINGS, Piece, Source
 from kiloq.prepare.readers.text import cut_near
 
 MAX_FILES = 10_000  # of one piece: ours, so that a piece stays a small message

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from kiloq.core.errors import FormatError, KiloqError, MissingError
 from kiloq.core.files import regular_size
+from kiloq.core.unpack import is_packed
 from kiloq.prepare.readers import code, gsm8k, html, jsonl, markdown, parquet, text, warc
 from kiloq.prepare.readers.plan import reader_of, root_of
-from kiloq.prepare.readers.source import Bad, File, Piece, Row, Source, is_packed
+from kiloq.prepare.readers.source import Bad, File, Piece, Row, Source
 
 ROWS = {
     "html": html.rows,

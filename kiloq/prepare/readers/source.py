@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from kiloq.core.errors import UsageError
 from kiloq.core.files import shown
-from kiloq.core.unpack import PACKED
 from kiloq.prepare.documents import FORMATS, meta_text
 from kiloq.prepare.settings import check_choice, check_counts, check_shares
 from kiloq.tokenize.normalize import well_formed
@@ -220,14 +219,3 @@ def row_meta(source: Source, row: Mapping[str, Any]) -> dict[str, Any]:
 def row_language(source: Source, row: Mapping[str, Any]) -> str | None:
     """The first language field of a row that has a code."""
     return next((code for name in source.language_fields if (code := _code(row.get(name)))), None)
-
-
-def ending(name: str) -> str:
-    """The ending of a file's name in lower case, without that of a packed file."""
-    path = Path(name.lower())
-    return (Path(path.stem) if path.suffix in PACKED else path).suffix
-
-
-def is_packed(name: str) -> bool:
-    """Whether a file is packed, by its ending."""
-    return Path(name.lower()).suffix in PACKED

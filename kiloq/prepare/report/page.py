@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 from kiloq.core.chart import bars, histogram
+from kiloq.core.mixture import BLOCK
 from kiloq.core.page import cell, page
 from kiloq.prepare.dedup.lsh import curve
 from kiloq.prepare.mix import Size
@@ -127,7 +128,7 @@ def _mix(funnel: Funnel) -> list[str]:
             megabytes(part.size.bytes),
             f"{part.epochs:.2f}",
             f"{part.share:.1%}",
-            f"{part.places / (1 << 16):.1%}",
+            f"{part.places / BLOCK:.1%}",
         ]
         for part in funnel.mix()
     ]

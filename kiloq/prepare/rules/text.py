@@ -15,6 +15,8 @@ from functools import cached_property
 
 import numpy as np
 
+from kiloq.core.hashing import GOLDEN, mix
+
 CHARS_PER_WORD = 2  # of unspaced scripts: ours; words of two characters are the commonest in running Chinese
 TERMINAL = frozenset(
     ".!?\"'”’。！？…」』；"
@@ -107,11 +109,7 @@ def _hashes(units: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]
     """A number of 64 bits for each unit, by the order in which units first appear (splitmix64, Steele et al. 2014)."""
     places: dict[str, int] = {}
     codes = np.array([places.setdefault(unit, len(places)) for unit in units], np.uint64)
-    with np.errstate(over="ignore"):
-        codes = (codes + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        codes = (codes ^ (codes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        codes = (codes ^ (codes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return codes ^ (codes >> np.uint64(31))
+    return mix((codes + np.uint64(1)) * np.uint64(GOLDEN))
 
 
 class Repeats:

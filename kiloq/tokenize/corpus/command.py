@@ -39,10 +39,10 @@ def corpus_command(
     A run that was killed goes on where it was when the same command is given again.
     """
     from kiloq.core.machine import usable_cores
-    from kiloq.core.manifest import check_replaceable, move_in, write_manifest
+    from kiloq.core.manifest import check_replaceable, write_manifest
     from kiloq.core.work import WorkFolder
     from kiloq.tokenize.corpus.encode import Encoder
-    from kiloq.tokenize.corpus.run import RESULT, encode_corpus, finish, is_prepared, job_of
+    from kiloq.tokenize.corpus.run import encode_corpus, finish, is_prepared, job_of
 
     began = time.monotonic()
     check_replaceable(out)
@@ -52,20 +52,14 @@ def corpus_command(
     job = job_of(inputs, tokenizer, encoder, by, exact)
     work = WorkFolder.beside(out, "encoding")
     with work.locked():
-        if work.begin(job) and not (work.folder / RESULT).is_dir():  # moved away: that run was killed at its very end
-            work.forget()
-            work.begin(job)
-        (work.folder / RESULT).mkdir(exist_ok=True)
-        for partial in (work.folder / RESULT).glob(".*.partial-*"):  # of a run that was killed while it wrote
-            partial.unlink(missing_ok=True)
+        result = work.begin_result(job)
         records = encode_corpus(job, work.folder, processes or usable_cores(), _progress)
         counts = finish(work.folder, records, encoder)
         seconds = time.monotonic() - began
         files = {path: Path(path) for unit in job["units"] for path, _ in unit}
         config = {key: job[key] for key in ("tokenizer", "end", "by", "exact")}
-        write_manifest(work.folder / RESULT, "corpus", inputs={**files}, config=config, counts=counts, seconds=seconds)
-        move_in(work.folder / RESULT, out)
-        work.remove()
+        write_manifest(result, "corpus", inputs={**files}, config=config, counts=counts, seconds=seconds)
+        work.deliver(out)
     report = {"out": str(out), "shards": len(records), **counts, "seconds": round(seconds, 3)}
     if as_json:
         click.echo(json.dumps(report))

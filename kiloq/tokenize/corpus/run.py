@@ -25,8 +25,8 @@ import numpy as np
 from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
 from kiloq.core.files import atomic_file
 from kiloq.core.manifest import read_manifest
-from kiloq.core.safe_json import load_object
-from kiloq.core.work import MAX_BYTES, write_json
+from kiloq.core.safe_json import load_object, write_json
+from kiloq.core.work import MAX_BYTES, RESULT
 from kiloq.tokenize.corpus.encode import Encoder, ExactEncoder
 from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, write_index
 from kiloq.tokenize.texts import Text, input_files, read_file
@@ -36,7 +36,6 @@ SHARD_BYTES = 64 << 20  # of input files that share a shard. Ours: seconds of wo
 BATCH_CHARS = 4 << 20  # encoded in one call; ours
 CHECKED = 64  # one of so many documents is checked, the first of a shard among them; ours
 MAX_SOURCES = 1 << 16
-RESULT = "result"  # the folder inside the work that will be the corpus
 
 Progress = Callable[[int, int], None]  # (shards done, of)
 

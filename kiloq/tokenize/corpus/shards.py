@@ -18,8 +18,7 @@ import numpy as np
 from kiloq.core.errors import FormatError, UsageError
 from kiloq.core.files import regular_size
 from kiloq.core.manifest import read_manifest, verify_manifest
-from kiloq.core.safe_json import load_object
-from kiloq.core.work import write_json
+from kiloq.core.safe_json import load_object, write_json
 
 INDEX, FORMAT_VERSION = "index.json", 1
 MAX_INDEX_BYTES = 256 << 20

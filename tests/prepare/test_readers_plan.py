@@ -48,7 +48,8 @@ def tree(folder: Path, *names: str) -> Path:
         ({"format": "pdf"}, "format is 'pdf': choose one of html, text"),
         ({"split": "pages"}, "split is 'pages'"),
         ({"most_bytes": 63}, "most_bytes is 63: give 64 or more"),
-        ({"most_documents": 0}, "most_documents is 0: give 1 or more"),
+        ({"document_bytes": 0}, "document_bytes is 0: give 1 or more"),
+        ({"language": "a\tb"}, r"language is 'a\\tb': give a code such as en or zh-Hant"),
         ({"least_alphanumeric": 2.0}, "least_alphanumeric is 2.0"),
         ({"encoding": "utf-16"}, "encoding is 'utf-16': give one that Python knows"),
         ({"encoding": "utf-8-sig"}, "encoding is 'utf-8-sig'"),
@@ -200,12 +201,6 @@ def test_cut_real_text_is_all_of_it(tmp_path: Path) -> None:
         part for part in "\n".join(line if line.strip() else "" for line in lines).split("\n\n") if part.strip()
     ]
     assert [part.strip("\n") for part in texts(path, 50_000, split="paragraphs")] == [p.strip("\n") for p in paragraphs]
-
-
-def test_most_documents_ends_a_piece(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("".join(f"{n}\n" for n in range(100)))
-    assert texts(path, split="lines", most_documents=3) == ["0", "1", "2"]
 
 
 def test_files_that_cannot_be_read_are_bad_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

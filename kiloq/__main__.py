@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -12,7 +13,12 @@ def main() -> int:
     from kiloq.cli import main as run
 
     signal.signal(signal.SIGINT, before)
-    return run()
+    code = run()
+    if "daft" in sys.modules:  # its threads abort a process that takes the interpreter down under them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

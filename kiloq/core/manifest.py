@@ -65,7 +65,8 @@ def write_manifest(
         "files": {name: _described(folder / name) for name in _files(folder)},
     }
     with atomic_file(folder / NAME) as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # names of files need not be UTF-8
     return manifest
 
 

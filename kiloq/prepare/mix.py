@@ -67,6 +67,10 @@ class Mix:
                 "give fewer, or raise the limit"
             )
 
+    def draws(self, name: str) -> bool:
+        """Whether anything of a source is wanted."""
+        return self.weights.get(name, self.epochs.get(name, 1.0)) > 0
+
     def check_names(self, names: Sequence[str]) -> None:
         """Raises UsageError for a source that the recipe does not have."""
         for name in (*self.weights, *self.epochs):

@@ -49,6 +49,7 @@ def tree(folder: Path, *names: str) -> Path:
         ({"split": "pages"}, "split is 'pages'"),
         ({"most_bytes": 63}, "most_bytes is 63: give 64 or more"),
         ({"document_bytes": 0}, "document_bytes is 0: give 1 or more"),
+        ({"language": "a\tb"}, r"language is 'a\\tb': give a code such as en or zh-Hant"),
         ({"least_alphanumeric": 2.0}, "least_alphanumeric is 2.0"),
         ({"encoding": "utf-16"}, "encoding is 'utf-16': give one that Python knows"),
         ({"encoding": "utf-8-sig"}, "encoding is 'utf-8-sig'"),

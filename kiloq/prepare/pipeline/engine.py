@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -33,7 +34,9 @@ from kiloq.prepare.pipeline.worker import Worker
 
 CONNECT_SECONDS = 10
 SETTLE_SECONDS = 0.5  # ours: a worker ends in some 10 ms
+WATCH_SECONDS = 2.0  # ours: so long, and twice, a dead worker goes unnoticed; Daft notices most of them at once
 LEASH = "leash"  # a file in the working folder
+LOST = "a worker was ended from outside, as the system does when memory is short"
 LESS = "give fewer --workers or a smaller most_bytes, and run the same command again to go on"
 
 
@@ -108,13 +111,59 @@ def _tally(text: str) -> dict[str, Any]:
 
 def _rows(frame: Any) -> Iterator[dict[str, Any]]:
     """The rows of a frame, as they are made. An engine that stops, whatever it says of it, is a KiloqError."""
+    lost = threading.Event()
     try:
-        yield from frame.iter_rows()
+        with _watch(lost):
+            yield from frame.iter_rows()
+        if lost.is_set():
+            raise EOFError
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise KiloqError(f"{LOST}: {LESS}") from None
     except Exception as error:  # Daft's and Ray's, and RuntimeError, ConnectionError, EOFError where a process is lost
-        said = "a worker was ended from outside, as the system does when memory is short"
+        said = LOST
         if "UDF process" not in str(error) and not isinstance(error, ConnectionError | EOFError):
             said = f"the engine stopped ({shown(' '.join(str(error).split()), 200)})"
         raise KiloqError(f"{said}: {LESS}") from error
+
+
+@contextmanager
+def _watch(lost: threading.Event) -> Iterator[None]:
+    """Interrupt this process, with `lost` set, if a child of it is dead and nobody takes note of that.
+
+    Daft waits for ever for a worker that dies before it has called back. Without /proc nothing is watched.
+    """
+    ended, before = threading.Event(), _dead_children()
+
+    def look() -> None:
+        seen: set[int] = set()
+        while not ended.wait(WATCH_SECONDS):
+            dead = _dead_children() - before
+            if seen & dead:
+                lost.set()
+                os.kill(os.getpid(), signal.SIGINT)  # Daft heeds it, while it holds the main thread
+                return
+            seen = dead
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _dead_children() -> set[int]:
+    """Processes that this one has started, that have ended, and whose end it has not asked for yet."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it is gone by now
+            continue
+        if state == "Z" and int(parent) == os.getpid():
+            found.add(int(path.parent.name))
+    return found
 
 
 @contextmanager

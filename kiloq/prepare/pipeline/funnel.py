@@ -71,11 +71,12 @@ class Funnel:
         return found
 
     def mix(self) -> list[Part]:
-        """What every source gives to the mix; empty if nothing was kept."""
+        """What every source gives to the mix; empty if nothing was kept of those that it draws from."""
         kept = self.by("source")
         names = [source.name for source in self.recipe.source]
         sizes = {name: kept[name]["kept"] if name in kept else Size(0, 0) for name in names}
-        return mixed(self.recipe.mix, sizes) if any(size.bytes for size in sizes.values()) else []
+        drawn = [name for name in names if sizes[name].bytes and self.recipe.mix.draws(name)]
+        return mixed(self.recipe.mix, sizes) if drawn else []
 
     def record(self) -> dict[str, Any]:
         """The contents of funnel.json."""

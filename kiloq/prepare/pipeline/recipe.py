@@ -51,6 +51,8 @@ class Recipe:
         if times > 1:
             raise UsageError(f"recipe: two sources are called {name}: give each its own name")
         self.mix.check_names(names)
+        if not any(map(self.mix.draws, names)):
+            raise UsageError("mix: every source has a weight or epochs of 0: give one of them more")
 
     @cached_property
     def labels(self) -> list[str]:
@@ -66,8 +68,9 @@ class Recipe:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What decides the bytes of the result: everything but where and on how many processes it runs."""
-        return {key: value for key, value in self.resolved().items() if key not in ("engine", "address", "workers")}
+        """What decides which documents stay: not where and on how many processes it runs, nor how they are mixed."""
+        apart = ("engine", "address", "workers", "mix", "seed")
+        return {key: value for key, value in self.resolved().items() if key not in apart}
 
     def ready(self, folder: Path) -> Recipe:
         """The recipe with what steps keep in a run's folder made there (or found): indices that all workers share."""

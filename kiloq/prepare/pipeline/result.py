@@ -23,5 +23,6 @@ def write_result(funnel: Funnel, folder: Path) -> None:
     write_json(folder / "funnel.json", funnel.record())
     if found := funnel.contamination():
         write_json(folder / "decontamination.json", found)
+    (folder / "mix.json").unlink(missing_ok=True)  # of a run that was killed here, whose mix may have been another
     if funnel.mix():
         write_json(folder / "mix.json", funnel.mix_record())

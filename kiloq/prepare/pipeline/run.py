@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
+from kiloq.core.errors import UsageError
 from kiloq.core.manifest import check_replaceable, sha256_file, write_manifest
 from kiloq.core.work import WorkFolder
 from kiloq.prepare.dedup.fuzzy import cluster_sizes, losers_of
@@ -28,7 +27,7 @@ from kiloq.prepare.pipeline.funnel import Funnel
 from kiloq.prepare.pipeline.recipe import Recipe
 from kiloq.prepare.pipeline.result import write_result
 from kiloq.prepare.pipeline.stages import GlobalStep, Settled, docs_of, key_ranges, numbered, stages_of
-from kiloq.prepare.pipeline.store import Store, table_file
+from kiloq.prepare.pipeline.store import Store, count_rows, read_table, table_file
 from kiloq.prepare.pipeline.tally import Tally
 from kiloq.prepare.readers.plan import plan, root_of
 
@@ -56,6 +55,7 @@ def prepare(recipe: Recipe, out: Path, progress: Progress = lambda what, done, o
     store = Store(work.folder)
     with work.locked():
         pieces = planned(recipe)
+        _check_apart(recipe, pieces, out)
         inputs = {str(path): sha256_file(path) for path in _files(recipe.input_files())}
         job = {"recipe": recipe.identity(), "pieces": pieces, "inputs": inputs, "sources": _sources(recipe, pieces)}
         work.begin_result(job)
@@ -85,6 +85,16 @@ def planned(recipe: Recipe) -> list[list[Any]]:
         for at, source in enumerate(recipe.source)
         for piece in plan(source, recipe.piece_mb * 10**6)
     ]
+
+
+def _check_apart(recipe: Recipe, pieces: Sequence[Sequence[Any]], out: Path) -> None:
+    """Raises UsageError if a source has files of an earlier result: each run would read the one before."""
+    target = out.resolve()
+    for at, source in enumerate(recipe.source):
+        root = root_of(source).resolve()
+        below = f"{target.relative_to(root).as_posix()}/" if target.is_relative_to(root) else None
+        if below and any(name.startswith(below) for place, piece in pieces if place == at for name in piece["files"]):
+            raise UsageError(f"{out}: the source {source.name} has files in it: choose an --out outside of its folder")
 
 
 def _sources(recipe: Recipe, pieces: Sequence[Sequence[Any]]) -> dict[str, list[int]]:
@@ -203,14 +213,14 @@ class Run:
     def _settled(self, at: int, step: Any) -> Iterator[Settled]:
         """The losers of a step, all at once or, where there are many edges, by components that lie on disk."""
         edges, ranks = (self.store.tables(at, kind) for kind in ("groups", "ranks"))
-        if sum(pq.read_metadata(path).num_rows for path in edges) <= MOST_EDGES:
-            yield step.settle((pq.read_table(path) for path in edges), (pq.read_table(path) for path in ranks))
+        if count_rows(edges) <= MOST_EDGES:
+            yield step.settle(map(read_table, edges), map(read_table, ranks))
             return
         labels, rounds = (self.store.folder / f"stage-{at}" / name for name in ("labels", "rounds"))
         for folder in (labels, rounds):  # of a run that was killed
             shutil.rmtree(folder, ignore_errors=True)
         for path in label_files(edges, labels, rounds):
-            found = pq.read_table(path)
+            found = read_table(path)
             nodes, roots = (found.column(name).to_numpy() for name in ("doc", "root"))
-            losers = losers_of(nodes, roots, (pq.read_table(path) for path in ranks))
+            losers = losers_of(nodes, roots, map(read_table, ranks))
             yield Settled(losers, cluster_sizes(losers))

@@ -94,9 +94,24 @@ def table_file(path: Path, schema: pa.Schema, group_rows: int | None = None) -> 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The row groups of one of our tables, one batch each."""
-    with pq.ParquetFile(path) as file:
+    with path.open("rb") as stream, pq.ParquetFile(stream) as file:  # a name for Arrow would have to be UTF-8
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group).combine_chunks().to_batches()
+
+
+def read_table(path: Path) -> pa.Table:
+    """All of one of our tables."""
+    with path.open("rb") as stream:
+        return pq.read_table(stream)
+
+
+def count_rows(paths: Sequence[Path]) -> int:
+    """How many rows some tables have together."""
+    count = 0
+    for path in paths:
+        with path.open("rb") as stream:
+            count += pq.read_metadata(stream).num_rows
+    return count
 
 
 def read_between(path: Path, column: str, low: int, high: int, band: int | None = None) -> pa.Table:
@@ -109,4 +124,5 @@ def read_between(path: Path, column: str, low: int, high: int, band: int | None 
         wanted &= pc.field(column) < pa.scalar(high, pa.uint64())
     if band is not None:
         wanted &= pc.field("band") == pa.scalar(band, pa.uint16())
-    return pq.read_table(path, filters=wanted, partitioning=None)
+    with path.open("rb") as stream:
+        return pq.read_table(stream, filters=wanted)

@@ -88,6 +88,8 @@ class Source:
             raise UsageError(f"{self.name}: path is {shown(self.path)}: give a file or a folder")
         if self.reader is not None:
             check_choice(self, "reader", READERS)
+        if self.language is not None and not _CODE.fullmatch(self.language):
+            raise UsageError(f"{self.name}: language is {shown(self.language)}: give a code such as en or zh-Hant")
         check_choice(self, "format", FORMATS)
         check_choice(self, "split", SPLITS)
         check_counts(self, "document_bytes", least=1)
@@ -159,8 +161,8 @@ class File:
 
     @cached_property
     def label(self) -> str:
-        """The name as ids have it: what is not UTF-8 in it with backslashes."""
-        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
+        """The name as ids have it: what is not UTF-8 in it with a backslash, and backslashes doubled."""
+        return os.fsencode(self.name.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
 
     def id(self, at: int | str | None = None) -> str:
         """The id of record `at`, or of the file."""

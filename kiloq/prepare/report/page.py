@@ -1,6 +1,7 @@
 """report.html of a prepared corpus: the funnel, why documents went, what is left of whom, and texts to look at.
 
-One file, no scripts, nothing from elsewhere. Documents of strangers are shown, so every text is escaped.
+One file, no scripts, nothing from elsewhere. Documents of strangers are shown, so every text is escaped, and control
+characters are shown as what they are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 from kiloq.core.chart import bars, histogram
+from kiloq.core.display import neutralise
 from kiloq.core.mixture import BLOCK
 from kiloq.core.page import cell, page
 from kiloq.prepare.dedup.lsh import curve
@@ -40,7 +42,7 @@ def report_page(funnel: Funnel) -> str:
         "<h2>Kept and dropped, side by side</h2>",
         *_samples(funnel),
     ]  # fmt: skip
-    return page(f"{funnel.recipe.name}: from raw to prepared", "\n".join(parts))
+    return neutralise(page(f"{funnel.recipe.name}: from raw to prepared", "\n".join(parts)))
 
 
 def megabytes(size: float) -> str:

@@ -9,22 +9,21 @@ they find is added up, so their number does not change the result.
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
 
 import regex  # type: ignore[import-untyped]
 
-from kiloq.core.errors import KiloqError, UsageError
+from kiloq.core.errors import UsageError
 from kiloq.core.files import shown
 from kiloq.tokenize.files import MAX_TOKEN_BYTES
 from kiloq.tokenize.normalize import nfc, well_formed
 from kiloq.tokenize.patterns import QWEN
+from kiloq.tokenize.pool import workers
 from kiloq.tokenize.texts import Text
 
 MAX_PIECE_BYTES = MAX_TOKEN_BYTES  # a token is never longer than its piece, and readers take no longer token
@@ -109,21 +108,14 @@ def _counted(batches: Iterable[tuple[str, list[str], int]], processes: int) -> I
     if processes <= 1:
         yield from (count_batch(*batch) for batch in batches)
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     waiting: deque[Future[Batch]] = deque()
-    try:
+    with workers(processes, "counts pieces") as pool:
         for batch in batches:
             waiting.append(pool.submit(count_batch, *batch))
             if len(waiting) >= 2 * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise KiloqError(
-            "a process that counts pieces was killed: there may be too little memory, try --processes 1"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @cache

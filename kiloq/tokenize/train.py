@@ -28,12 +28,11 @@ from kiloq.tokenize.bpe import NO_RANK, bpe_parts
 from kiloq.tokenize.vocabulary import BYTES
 
 MAX_TOKENS = 1 << 20  # ours; the largest vocabularies in use have 2^18
-MAX_SLOTS = 1 << 28  # ours: bytes of different pieces; about 100 bytes of memory each, so 27 GB
-KEPT = (
-    1024  # pairs that are rarer than the most frequent one by more than this are not kept. Ours: counts twice for 32k
-)
+MAX_SLOTS = 1 << 28  # ours: bytes of different pieces; about 60 bytes of memory each, so 16 GB
+KEPT = 1024  # ours: a pair so many times rarer than the most frequent one is not kept; 32k tokens take two counts
 MAX_COUNT = 1 << 62  # all counts together fit into 64 bits
 MANY = 64  # ours: from so many places on, numpy is quicker than Python
+KEY_BITS = 63  # of a number that can be sorted
 _SHIFT = 21  # a pair as one number: left id above, right id below
 _LOW = (1 << _SHIFT) - 1
 _SLOT_BITS = 29  # MAX_SLOTS and slot 0 before them
@@ -123,7 +122,7 @@ class _Pieces:
         self._previous = _filled(size, follows, leads, 0)
         del tokens, slots, first, inside, leads, follows
         times = np.fromiter((0, *counts.values()), np.int64, len(counts) + 1)
-        self._weight = _array(np.repeat(times, [1, *lengths]))
+        self._weight = _array(np.repeat(times, np.append(1, lengths)))
         self._arrays = tuple(
             np.frombuffer(a, a.typecode) for a in (self._token, self._next, self._previous, self._weight)
         )
@@ -134,9 +133,9 @@ class _Pieces:
         token, after, _, weight = self._arrays
         leads = np.flatnonzero(after).astype(np.int32)
         leads = leads[token[leads] != _GONE]
-        pairs = token[leads].astype(np.int64) << _SHIFT | token[after[leads]]
-        order = np.argsort(pairs)
-        pairs, leads = pairs[order], leads[order]
+        bits = len(self._ranks).bit_length()
+        pairs = token[leads].astype(np.int64) << bits | token[after[leads]]
+        pairs, leads = _sorted(pairs, leads, 2 * bits)
         begins = _begins(pairs)
         sums = np.add.reduceat(weight[leads], begins) if len(pairs) else pairs
         # Of a pair that _encode_again brings back, the count may grow: there all are kept.
@@ -145,8 +144,9 @@ class _Pieces:
         self._counts: dict[int, int] = {}
         self._where: dict[int, Ints] = {}
         for at in np.flatnonzero(sums >= self._least).tolist():
-            pair = int(pairs[begins[at]])
-            self._counts[pair], self._where[pair] = int(sums[at]), np.sort(leads[begins[at] : ends[at]])
+            left, right = divmod(int(pairs[begins[at]]), 1 << bits)
+            pair = left << _SHIFT | right
+            self._counts[pair], self._where[pair] = int(sums[at]), leads[begins[at] : ends[at]].copy()
         self._heap = [(-count, pair) for pair, count in self._counts.items()]
         heapify(self._heap)
 
@@ -313,6 +313,17 @@ class _Pieces:
             last, slot = slot, slot + len(part)
 
 
+def _sorted(pairs: Ints, slots: Ints, pair_bits: int) -> tuple[Ints, Ints]:
+    """Ascending pairs and their slots, which ascend within a pair. As one number both are sorted in half the time."""
+    slot_bits = int(slots.max(initial=0)).bit_length()
+    if pair_bits + slot_bits > KEY_BITS:
+        order = np.argsort(pairs, kind="stable")
+        return pairs[order], slots[order]
+    keys = pairs << slot_bits | slots
+    keys.sort()
+    return keys >> slot_bits, (keys & ((1 << slot_bits) - 1)).astype(np.int32)
+
+
 def _begins(keys: Ints) -> Ints:
     """Where each different one of sorted keys begins."""
     return np.flatnonzero(np.concatenate([keys[:1] >= 0, keys[1:] != keys[:-1]]))
@@ -335,7 +346,7 @@ def _filled(size: int, at: Ints, values: Ints, rest: int) -> array[int]:
 def _bytes(counts: Iterable[bytes], ranks: Mapping[bytes, int]) -> tuple[Ints, Ints]:
     """Ids and slots of the tokens of all pieces, one token a byte."""
     of_byte = np.array([ranks[byte] for byte in BYTES], np.int32)
-    tokens = of_byte[np.frombuffer(b"".join(counts), np.uint8)]
+    tokens = of_byte.take(np.frombuffer(b"".join(counts), np.uint8))
     return tokens, np.arange(1, len(tokens) + 1, dtype=np.int32)
 
 

@@ -55,7 +55,7 @@ def dying(holder, name, calls):
 run.SHARD_BYTES, run.BATCH_CHARS = 1, 100
 moment = sys.argv.pop(1)
 if moment == "within a shard":
-    dying(run._Shard, "_write", 25)
+    dying(run._Shard, "_write", 10)
 elif moment == "before a record":
     dying(run, "write_json", 4)
 elif moment == "before the index":
@@ -95,11 +95,11 @@ def test_only_unfinished_shards_are_made_again(
     made: list[int] = []
     real = corpus_run.encode_shard
 
-    def stopping(job: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
+    def stopping(job: dict[str, Any], folder: Path, number: int, encoder: Encoder) -> dict[str, Any]:
         if number == stop:
             raise KeyboardInterrupt
         made.append(number)
-        return real(job, folder, number)
+        return real(job, folder, number, encoder)
 
     monkeypatch.setattr(corpus_run, "encode_shard", stopping)
     line = many, "-t", small, "-o", tmp_path / "out", "--processes", 1

@@ -62,9 +62,13 @@ def full(call: Callable[[int], dict[bytes, int]], size: int) -> dict[bytes, int]
 # The trainer
 
 
-@pytest.mark.parametrize("many", [1, 4, 64])
-def test_equals_counting_anew_in_both_ways_of_merging(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("many", "kept", "bits"), [(1, 1, 63), (1, 2, 0), (4, 1024, 63), (64, 2, 63)])
+def test_equals_counting_anew_in_all_ways_of_merging(
+    many: int, kept: int, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainer, "MANY", many)
+    monkeypatch.setattr(trainer, "KEY_BITS", bits)
+    monkeypatch.setattr(trainer, "KEPT", kept)  # few pairs kept: counted anew all the time
 
     @settings(max_examples=150, deadline=None)
     @given(PIECES)
@@ -122,6 +126,8 @@ def test_counts_equal_the_expression_on_whole_texts(processes: int) -> None:
     alphabet = "ab1 \n\r\t'.s\u3000\x1c猫é\xa0"
     random_text = random.Random(0)
     documents = ["".join(random_text.choices(alphabet, k=200)) for _ in range(300)] + [TEXT.replace("e\u0301", "é"), ""]
+    plain = "aStTrReEvVmMlLdD9 \n\r\t\v\f\x1c\x1f'_-."
+    documents += ["".join(random_text.choices(plain, k=200)) for _ in range(300)]
     found = count_pieces([Text("x", text) for text in documents], {}, 1, processes)
     wanted: Counter[bytes] = Counter()
     for text in documents:

@@ -41,22 +41,22 @@ def corpus_command(
     from kiloq.core.machine import usable_cores
     from kiloq.core.manifest import check_replaceable, write_manifest
     from kiloq.core.work import WorkFolder
-    from kiloq.tokenize.corpus.encode import Encoder
+    from kiloq.tokenize.corpus.encode import Encoder, ExactEncoder
     from kiloq.tokenize.corpus.run import encode_corpus, finish, is_prepared, job_of
 
     began = time.monotonic()
     check_replaceable(out)
-    encoder = Encoder.load(tokenizer, end)
+    encoder = (ExactEncoder if exact else Encoder).load(tokenizer, end)
     if by is None and all(is_prepared(path) for path in inputs):
         by = "source"
     job = job_of(inputs, tokenizer, encoder, by, exact)
     work = WorkFolder.beside(out, "encoding")
     with work.locked():
         result = work.begin_result(job)
-        records = encode_corpus(job, work.folder, processes or usable_cores(), _progress)
+        records = encode_corpus(job, encoder, work.folder, processes or usable_cores(), _progress)
         counts = finish(work.folder, records, encoder)
         seconds = time.monotonic() - began
-        files = {path: Path(path) for unit in job["units"] for path, _ in unit}
+        files = {path: Path(path) for unit in job["units"] for path, *_ in unit}
         config = {key: job[key] for key in ("tokenizer", "end", "by", "exact")}
         write_manifest(result, "corpus", inputs={**files}, config=config, counts=counts, seconds=seconds)
         work.deliver(out)

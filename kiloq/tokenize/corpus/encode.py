@@ -47,8 +47,11 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer.json that the vocabulary is written as: two that encode alike have the same."""
-        document = json.dumps(tokenizer_json(self.tokenizer.vocabulary), sort_keys=True)
-        return hashlib.sha256(document.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._document, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return tokenizer_json(self.tokenizer.vocabulary)
 
     @property
     def fast(self) -> bool:
@@ -84,9 +87,8 @@ class Encoder:
             from fastokens import Tokenizer as Fast  # type: ignore[import-untyped]
         except ImportError:
             raise MissingError("encoding a corpus needs fastokens: run `pip install 'kiloq[data]'` to get it") from None
-        document = {**tokenizer_json(self.tokenizer.vocabulary), "added_tokens": [], "normalizer": None}
-        document["post_processor"] = None
-        return Fast.from_json_str(json.dumps(document))
+        plain: dict[str, Any] = {"added_tokens": [], "normalizer": None, "post_processor": None}
+        return Fast.from_json_str(json.dumps({**self._document, **plain}))
 
 
 class ExactEncoder(Encoder):

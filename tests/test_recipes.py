@@ -1,11 +1,15 @@
-"""Every recipe parses, its steps fit together, and what it fetches is pinned."""
+"""Every recipe parses, its steps fit together, what it fetches is pinned, and the tiny one runs to its shards."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from kiloq.prepare.pipeline.recipe import read_recipe
@@ -13,7 +17,15 @@ from kiloq.prepare.pipeline.run import checked
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare.toml"))
+# pages in Chinese, of which tiny has five times as many
+OFFICE = '["*/text/swriter/*.html", "*/text/sdatabase/*.html"]'
 PACKAGES = sorted((ROOT / "recipes").glob("*/packages.toml"))
+
+
+def packages_of(folder: Path) -> list[tuple[str, dict[str, str]]]:
+    """(kind, row) of every package of a recipe."""
+    packages = tomllib.loads((folder / "packages.toml").read_text(encoding="utf-8"))
+    return [(kind, row) for kind, rows in packages.items() for row in rows]
 
 
 def test_there_are_recipes() -> None:
@@ -29,7 +41,7 @@ def test_a_recipe_parses_and_its_steps_fit_together(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)
 def test_packages_are_pinned(path: Path) -> None:
-    rows = [row for kind in tomllib.loads(path.read_text(encoding="utf-8")).values() for row in kind]
+    rows = [row for _, row in packages_of(path.parent)]
     assert len({row["name"] for row in rows}) == len(rows)
     for row in rows:
         assert row["version"] and row["license"] and len(bytes.fromhex(row["sha256"])) == 32
@@ -51,3 +63,35 @@ def test_a_package_with_other_contents_is_refused(tmp_path: Path, monkeypatch: p
         assert not (tmp_path / "pypi").exists()
     finally:
         sys.modules.pop("fetch", None)
+
+
+@pytest.mark.timeout(300)  # 16 s of processor time, on machines that do other work too
+def test_the_tiny_recipe_runs_to_its_shards(tmp_path: Path) -> None:
+    """Rows are counted with Parquet, tokens in the file; copies are pages and what they are made of. A fifth of a source."""
+    tiny = ROOT / "recipes" / "tiny"
+    if not all((tiny / "raw" / kind / row["name"]).exists() for kind, row in packages_of(tiny)):
+        pytest.skip("the texts of the tiny recipe are not here: run `python recipes/fetch.py recipes/tiny`")
+    corpus, words, shards = (str(tmp_path / name) for name in ("corpus", "words", "shards"))
+    done = [
+        subprocess.run([sys.executable, "-m", "kiloq", *arguments], capture_output=True, text=True, check=False)
+        for arguments in (
+            ["prepare", str(tiny / "prepare.toml"), "--out", corpus, "--json", "--set", f"source.5.include={OFFICE}"],
+            ["tokenize", "train", f"{corpus}/documents", "--vocab-size", "8192", "--out", words],
+            ["tokenize", "corpus", corpus, "--tokenizer", words, "--out", shards, "--json"],
+        )
+    ]
+    assert [one.returncode for one in done] == [0, 0, 0], [one.stderr for one in done]
+    funnel, encoded = json.loads(done[0].stdout), json.loads(done[2].stdout)
+    count = funnel["documents"]["read"]
+    for step in funnel["steps"]:
+        removed = sum(pq.read_metadata(path).num_rows for path in Path(corpus, "removed", step["step"]).glob("*"))
+        assert (step["documents_in"], step["documents_in"] - removed) == (count, step["documents_out"]), step["step"]
+        count = step["documents_out"]
+    texts = pq.read_table(Path(corpus, "documents"), columns=["text", "language", "format"])
+    sizes = {name: funnel["languages"][name]["kept"]["bytes"] for name in ("en", "zh")}
+    assert texts.num_rows == count == encoded["documents"]
+    assert sum(len(text.encode()) for text in texts.column("text").to_pylist()) == funnel["steps"][-1]["bytes_out"]
+    assert sizes["en"] > 2.5e6 and sizes["zh"] > 0.7e6
+    assert texts.column("format").to_pylist().count("code") > 100
+    assert funnel["sources"]["developers"]["kept"]["documents"] < funnel["sources"]["developers"]["read"]["documents"]
+    assert sum(np.fromfile(path, np.uint32).size for path in Path(shards).glob("*.tokens")) == encoded["tokens"]

@@ -1,0 +1,152 @@
+"""The measured tables of docs/prepare.md from the newest result files, between their markers.
+
+    python benchmarks/prepare_tables.py             writes the page
+    python benchmarks/prepare_tables.py --check     exit code 1 where it says something else than the files
+
+A table whose result file is not there stays empty. What 3 trillion tokens need is computed from the largest size of
+prepare_scaling.py, by the formulas that stand in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from record import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "prepare.md"
+BEGIN, END = "<!-- begin: python benchmarks/prepare_tables.py {name} -->\n", "<!-- end: {name} -->\n"
+TOKENS = 3e12
+HOURS_A_DAY, WORKERS = 24, 1_000
+PART_MB = 4_000  # of input: the parts of such a run
+GROUP_KEYS = 4_000_000  # kiloq.prepare.pipeline.run
+
+Figures = dict[str, Any]
+
+
+def extraction(figures: Figures) -> str:
+    """Peers in rows: words of their answers against the gold texts, and speed."""
+    rows = {name: row for name, row in figures["extraction"].items() if name != "pages"}
+    count = figures["extraction"]["pages"]
+    sets = list(count)
+    lines = [
+        "| main text | " + " | ".join(f"{name.replace('_', ' ')}, {count[name]} pages: precision / recall / F1" for name in sets) + " | pages/CPU-s |",
+        "|---" * (len(sets) + 2) + "|",
+    ]  # fmt: skip
+    for name, row in sorted(rows.items(), key=lambda item: -item[1][sets[0]]["f1"]):
+        cells = [f"{row[label]['precision']:.3f} / {row[label]['recall']:.3f} / {row[label]['f1']:.3f}" for label in sets]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['pages_per_cpu_s']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def languages(figures: Figures) -> str:
+    """Peers in rows, sets of sentences in columns; then what the handbook's pages were called."""
+    sets = {name: rows for name, rows in figures["language"].items() if name != "handbook"}
+    peers = [name for name in next(iter(sets.values())) if name != "texts"]
+    heads = [f"{name}: {rows['texts']:,} sentences" for name, rows in sets.items()]
+    lines = ["| language | " + " | ".join(heads) + " | sentences/CPU-s |", "|---" * (len(heads) + 2) + "|"]
+    for peer in peers:
+        cells = [f"{rows[peer]['accuracy']:.3f}" for rows in sets.values()]
+        speed = next(iter(sets.values()))[peer]["texts_per_cpu_s"]
+        lines.append(f"| {peer} | " + " | ".join(cells) + f" | {speed:,} |")
+    if found := figures["language"].get("handbook"):
+        share = found["documents"]
+        lines += [
+            "",
+            f"Of {share['count']:,} pages of a handbook in 26 folders, much of which is not translated, the step called "
+            f"{share['folder']:.1%} by the folder's language, {share['English']:.1%} English and {share['another']:.1%} by another.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def scaling(figures: Figures) -> str:
+    """A row a size."""
+    lines = [
+        "| input MB | documents | kept MB | prepare wall / CPU s | peak memory MB | disk MB | encode wall / CPU s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in figures["sizes"]:
+        lines.append(
+            f"| {size['input_mb']:.0f} | {size['documents']['read']:,} | {size['kept_mb']:.0f} "
+            f"| {size['prepare_wall_s']:.0f} / {size['prepare_cpu_s']:.0f} | {size['prepare_peak_pss_mb']:.0f} "
+            f"| {size['peak_folder_mb']:.0f} | {size['encode_wall_s']:.1f} / {size['encode_cpu_s']:.1f} |"
+        )
+    fit = figures["growth"]["prepare_wall_s"]
+    lines += [
+        "",
+        f"A straight line, {fit['start_s']:.1f} s and {fit['s_per_mb']:.3f} s for each MB with {figures['workers']} workers, "
+        f"is met within {fit['off_the_line']:.0%}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def needs(figures: Figures) -> str:
+    """What a corpus of TOKENS would take, each line with its formula."""
+    size, grown = figures["sizes"][-1], figures["growth"]
+    kept_mb = TOKENS * size["kept_mb"] / size["tokens"]
+    input_mb = kept_mb * size["input_mb"] / size["kept_mb"]
+    documents = kept_mb * size["documents"]["kept"] / size["kept_mb"]
+    cpu_hours = input_mb * grown["prepare_cpu_s"]["s_per_mb"] / 3600
+    encode_hours = input_mb * grown["encode_cpu_s"]["s_per_mb"] / 3600
+    keys = {name: count * input_mb / size["input_mb"] for name, count in size["keys"].items()}
+    key_mb = {name: mb * input_mb / size["input_mb"] for name, mb in size["keys_mb"].items()}
+    parts = input_mb / PART_MB
+    groups = sum(keys.values()) / GROUP_KEYS
+    rows = [
+        ("text that is kept", f"{kept_mb / 1e6:.1f} TB", f"tokens x {1e6 * size['kept_mb'] / size['tokens']:.2f} bytes"),
+        ("input", f"{input_mb / 1e6:.0f} TB", f"x {size['input_mb'] / size['kept_mb']:.1f}, as here; web archives more"),
+        ("documents", f"{documents:.1e}", f"{1e6 * size['kept_mb'] / size['documents']['kept']:,.0f} bytes each"),
+        ("preparing", f"{cpu_hours:,.0f} CPU hours", f"{grown['prepare_cpu_s']['s_per_mb']:.3f} CPU-s for a MB of input"),
+        ("", f"{cpu_hours / HOURS_A_DAY / WORKERS:.1f} days", f"on {WORKERS:,} cores, if storage keeps up"),
+        ("encoding", f"{encode_hours:,.0f} CPU hours", f"{grown['encode_cpu_s']['s_per_mb']:.4f} CPU-s for a MB of input"),
+        *((f"keys of {name}", f"{count:.1e}, {mb / 1e6:.2f} TB", f"{1e6 * mb / count:.1f} bytes each, packed")
+          for (name, count), mb in zip(keys.items(), key_mb.values(), strict=True)),
+        ("disk at the fullest", f"{size['peak_folder_mb'] * input_mb / size['input_mb'] / 1e6:.0f} TB", f"{size['peak_folder_mb'] / size['input_mb']:.2f} of the input"),
+        ("shards", f"{TOKENS * 4 / 1e12:.0f} TB", "4 bytes a token"),
+        ("parts", f"{parts:,.0f}", f"of {PART_MB // 1000} GB"),
+        ("groups of keys", f"{groups:,.0f}", f"of {GROUP_KEYS:,}; each opens a file of every part: {parts * groups:.1e} reads"),
+    ]  # fmt: skip
+    lines = [f"| {TOKENS / 1e12:.0f} trillion tokens | | how |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {what} | {value} | {how} |" for what, value, how in rows)]) + "\n"
+
+
+TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {  # name of the markers -> (result file, table)
+    "extraction": ("web", extraction),
+    "languages": ("web", languages),
+    "scaling": ("prepare-scaling", scaling),
+    "needs": ("prepare-scaling", needs),
+}
+
+
+def filled(text: str, results: Path) -> str:
+    """`text` with every table between its markers, below it the file that it is from."""
+    for name, (program, made) in TABLES.items():
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        head, _, rest = text.partition(begin)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise SystemExit(f"{PAGE.name} has no markers {begin.strip()} and {end.strip()}")
+        paths = sorted(results.glob(f"*-{program}.json"))  # names begin with the date
+        table = ""
+        if paths:
+            table = made(json.loads(paths[-1].read_text())["figures"])
+            table += f"\nFrom [{program}](../benchmarks/results/{paths[-1].name}).\n"
+        text = f"{head}{begin}{table}{end}{tail}"
+    return text
+
+
+def main(check: bool) -> int:
+    """Replaces what lies between the markers, or compares it."""
+    text = PAGE.read_text(encoding="utf-8")
+    wanted = filled(text, RESULTS)
+    if check:
+        return int(text != wanted)
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv))

@@ -45,6 +45,9 @@ VERBS = {
     "prepare perplexity": Verb(
         "kiloq.prepare.command_models", "train_perplexity_command", "Train an n-gram language model as a filter."
     ),
+    "prepare mix-search": Verb(
+        "kiloq.prepare.mix_search.command", "mix_search_command", "Propose the shares of a corpus' sources."
+    ),
     "train": Verb("kiloq.train.command", "train_command", "Train a model from scratch, or go on with one."),
     "convert": Verb("kiloq.convert.command", "convert_command", "Write a model in another format."),
     "quantize": Verb("kiloq.quantize.command", "quantize_command", "Make a model smaller: 4- or 8-bit integers."),

@@ -62,7 +62,31 @@ def histogram(bins: Mapping[str, Sequence[float]], names: Sequence[str], label: 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> str:
     """A whole SVG file: for each name the points (x, y) joined by a line, over axes from the smallest to the largest."""
-    points = [point for line in lines.values() for point in line] or [(0.0, 0.0)]
+    place, parts = _axes([point for line in lines.values() for point in line], across, up)
+    for at, (name, line) in enumerate(lines.items()):
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
+        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{_colour(at)}" stroke-width="1.5"/>')
+        parts.append(f'<text x="{WIDTH - 150}" y="{36 + 18 * at}" fill="{_colour(at)}">{html.escape(name)}</text>')
+    return "".join([*parts, "</svg>\n"])
+
+
+def points(found: Sequence[tuple[float, float]], across: str, up: str) -> str:
+    """A dot for each (x, y), and the line where both are equal."""
+    ends = [min(map(min, found), default=0.0), max(map(max, found), default=0.0)]
+    place, parts = _axes([*found, *zip(ends, ends, strict=True)], across, up)
+    (x1, y1), (x2, y2) = (place(end, end) for end in ends)
+    parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#8888"/>')
+    for point in found:
+        x, y = place(*point)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_colour(0)}"/>')
+    return "".join([*parts, "</svg>\n"])
+
+
+def _axes(
+    points: Sequence[tuple[float, float]], across: str, up: str
+) -> tuple[Callable[[float, float], tuple[float, float]], list[str]]:
+    """Where a point goes, and the beginning of a picture whose axes go from the smallest to the largest."""
+    points = points or [(0.0, 0.0)]
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
     low_y, high_y = min(y for _, y in points), max(y for _, y in points)
     tall, left = 340, 60
@@ -78,20 +102,16 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: 
         value = low_y + (high_y - low_y) * step / 4
         _, y = place(low_x, value)
         parts.append(f'<line x1="{left}" x2="{WIDTH - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#888">{value:.3g}</text>')
-        x, _ = place(low_x + (high_x - low_x) * step / 4, low_y)
-        parts.append(
-            f'<text x="{x:.1f}" y="{tall + 36}" text-anchor="middle" fill="#888">{low_x + (high_x - low_x) * step / 4:,.0f}</text>'
-        )
-    for at, (name, line) in enumerate(lines.items()):
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{_colour(at)}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{WIDTH - 150}" y="{36 + 18 * at}" fill="{_colour(at)}">{html.escape(name)}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#888">{value:.4g}</text>')
+        value = low_x + (high_x - low_x) * step / 4
+        x, _ = place(value, low_y)
+        shown = f"{value:,.0f}" if high_x - low_x >= 10 else f"{value:.4g}"
+        parts.append(f'<text x="{x:.1f}" y="{tall + 36}" text-anchor="middle" fill="#888">{shown}</text>')
     parts.append(
         f'<text x="{WIDTH / 2:.0f}" y="{tall + 54}" text-anchor="middle" fill="#888">{html.escape(across)}</text>'
     )
-    parts.append(f'<text x="{left}" y="12" fill="#888">{html.escape(up)}</text></svg>\n')
-    return "".join(parts)
+    parts.append(f'<text x="{left}" y="12" fill="#888">{html.escape(up)}</text>')
+    return place, parts
 
 
 def _open(height: float, label: str) -> str:

@@ -38,6 +38,7 @@ class Mixture:
         if any(count < 1 <= place for count, place in zip(documents, places, strict=True)):
             raise UsageError("a source without documents has places in the mix: give it weight 0")
         self.documents, self.places, self.seed = tuple(documents), tuple(places), seed
+        self._epoch = lru_cache(maxsize=2 * len(documents))(self._ordered)  # at the end of an epoch its draws mix
 
     def draw(self, number: int) -> Draw:
         """Draw `number` (0, 1, …) of the stream."""
@@ -46,7 +47,11 @@ class Mixture:
         source = int(sources[place])
         nth = block * self.places[source] + int(earlier[place])  # of this source's draws
         epoch, at = divmod(nth, self.documents[source])
-        return Draw(source, epoch, int(_epoch(self.seed, source, epoch, self.documents[source])[at]))
+        return Draw(source, epoch, int(self._epoch(source, epoch)[at]))
+
+    def _ordered(self, source: int, epoch: int) -> Ints:
+        """The order of a source's documents in one epoch."""
+        return shuffled(self.documents[source], self.seed, 1, source, epoch)
 
     def batch(self, step: int, size: int) -> list[Draw]:
         """The `size` draws of training step `step`."""
@@ -84,9 +89,3 @@ def _block(seed: int, block: int, places: tuple[int, ...]) -> tuple[Ints, Ints]:
     starts = np.concatenate([[0], np.cumsum(places)[:-1]])
     earlier[order] = np.arange(BLOCK) - np.repeat(starts, places)
     return sources, earlier
-
-
-@lru_cache(maxsize=16)
-def _epoch(seed: int, source: int, epoch: int, documents: int) -> Ints:
-    """The order of a source's documents in one epoch."""
-    return shuffled(documents, seed, 1, source, epoch)

@@ -37,8 +37,11 @@ class WorkFolder:
         return cls(out.with_name(f".{out.name}.{doing}"))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps others out. Raises BusyError if one is in."""
+    def locked(self) -> Iterator[int]:
+        """Keeps others out, and gives the file that does: a child that inherits it keeps them out when we are killed.
+
+        Raises BusyError if one is in.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LOCK
         with path.open("w") as file:
@@ -49,7 +52,7 @@ class WorkFolder:
                 ours = False
             if not ours:  # or the other has just ended, and removed the folder with the file that we locked
                 raise BusyError(f"{self.folder}: another kiloq is at work here: wait for it, or choose another --out")
-            yield
+            yield file.fileno()
 
     def begin(self, job: Mapping[str, Any]) -> bool:
         """Make the folder for `job`; True if earlier work on the same job lies in it, else it is empty."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiloq.core.errors import FormatError, UsageError
+from kiloq.core.errors import FormatError, MissingError, UsageError
 from kiloq.core.files import regular_size, shown
+from kiloq.core.manifest import read_manifest
 from kiloq.core.parquet import first_line, modules
 from kiloq.core.unpack import BLOCK_BYTES, PACKED, ending, whole_lines
 from kiloq.tokenize.normalize import well_formed
@@ -64,21 +65,33 @@ def read_file(
 
 
 def input_files(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Every file to read with the group of its documents. Of a folder: those with a known ending, at any depth."""
+    """Every file to read with the group of its documents. Of a folder: those with a known ending, at any depth.
+
+    Of a folder that `kiloq prepare` wrote: its documents alone, for what it removed is text too.
+    """
     found: list[tuple[Path, str]] = []
     for path in inputs:
         if not path.is_dir():
             regular_size(path)
             found.append((path, well_formed(path.name.split(".")[0] or path.name)))
             continue
-        files = sorted(p for p in path.rglob("*") if p.is_file() and ending(p) in (*PLAIN, *ROWS, ".parquet"))
+        root = path / "documents" if is_prepared(path) else path
+        files = sorted(p for p in root.rglob("*") if p.is_file() and ending(p) in (*PLAIN, *ROWS, ".parquet"))
         if not files:
             kinds, packed = " ".join((*PLAIN, *ROWS, ".parquet")), " ".join(PACKED)
             raise UsageError(f"{path}: has no file to read: put files ending in {kinds} there, also packed ({packed})")
         for file in files:
-            inside = file.relative_to(path).parts
+            inside = file.relative_to(root).parts
             found.append((file, well_formed(inside[0] if len(inside) > 1 else file.name.split(".")[0])))
     return found
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `kiloq prepare` wrote this folder."""
+    try:
+        return bool(read_manifest(path)["kind"] == "documents")
+    except (MissingError, FormatError, NotADirectoryError):
+        return False
 
 
 def _rows(path: Path, group: str, field: str | None) -> Iterator[Text]:

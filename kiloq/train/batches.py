@@ -20,7 +20,6 @@ from kiloq.core.mixture import Mixture, places_of, shuffled
 from kiloq.core.safe_json import load_object
 from kiloq.tokenize.corpus.shards import Corpus
 
-HELD_OUT = 100  # where no evaluation corpus is given, one document of so many is kept apart. Ours
 MAX_MIX_BYTES = 16 << 20
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,10 +36,10 @@ class Sequences(NamedTuple):
 class Stream:
     """The documents of one source, joined in an order of their own for every epoch and cut into sequences."""
 
-    def __init__(self, corpus: Corpus, documents: Array, sequence: int, seed: int, key: int) -> None:
-        self._corpus, self._documents, self._sequence, self._key = corpus, documents, sequence, (seed, key)
-        self._lengths = _lengths(corpus)[documents]
-        self.sequences = max(0, (int(self._lengths.sum()) - 1) // sequence)
+    def __init__(self, corpus: Corpus, documents: Array, lengths: Array, sequence: int, key: tuple[int, int]) -> None:
+        self._corpus, self._documents, self._lengths = corpus, documents, lengths
+        self._sequence, self._key = sequence, key
+        self.sequences = max(0, (int(lengths.sum()) - 1) // sequence)
         self._order = lru_cache(maxsize=2)(self._ordered)
 
     def _ordered(self, epoch: int) -> tuple[Array, Array]:
@@ -68,8 +67,9 @@ class Stream:
 class Batches:
     """Batches of training sequences from a corpus."""
 
-    def __init__(self, streams: Sequence[Stream], mixture: Mixture, sequence: int) -> None:
+    def __init__(self, streams: Sequence[Stream], mixture: Mixture, sequence: int, left_out: Sequence[str]) -> None:
         self._streams, self._mixture, self._sequence = streams, mixture, sequence
+        self.left_out = left_out  # sources that have no whole sequence
 
     def rows(self, numbers: Sequence[int]) -> Sequences:
         """The sequences number `numbers` of the whole run."""
@@ -83,42 +83,55 @@ class Batches:
         return Sequences(ids_BT, segments_BT, documents)
 
 
-def training_batches(corpus: Corpus, sequence: int, seed: int, mix: Path | None, held_out: bool) -> Batches:
-    """The batches of a run. `held_out`: one document of HELD_OUT is left to `evaluation_rows`.
+def training_batches(corpus: Corpus, sequence: int, seed: int, mix: Path | None, held_out: int | None) -> Batches:
+    """The batches of a run. `held_out`: of each source one document of so many is left to `evaluation_rows`.
 
-    Raises UsageError where a source is too short for one sequence or the mix names others than the corpus has.
+    A source that has no whole sequence is left out. Raises UsageError where all are, or the mix names others than the
+    corpus has.
     """
     wanted = _shares(mix, corpus) if mix is not None else None
+    lengths = _lengths(corpus)
     streams, shares = [], []
     for key, name in enumerate(corpus.sources):
         documents = corpus.documents_of(name)
-        if held_out:
-            documents = documents[documents % HELD_OUT != HELD_OUT - 1]
-        stream = Stream(corpus, documents, sequence, seed, key)
-        share = float(stream.sequences) if wanted is None else wanted[name]
-        if share > 0 and stream.sequences == 0:
-            raise UsageError(
-                f"{corpus.folder}: the source {name} is shorter than one sequence of {sequence} tokens: "
-                "give a shorter sequence, or leave it out of the mix"
-            )
+        if held_out is not None:
+            documents = documents[~_held(len(documents), held_out)]
+        stream = Stream(corpus, documents, lengths[documents], sequence, (seed, key))
         streams.append(stream)
-        shares.append(share)
+        shares.append(float(stream.sequences) if wanted is None else wanted[name] if stream.sequences else 0.0)
     if not any(shares):
         raise UsageError(f"{corpus.folder}: has no sequence of {sequence} tokens: give more text or a shorter sequence")
     places = places_of(shares)
-    return Batches(streams, Mixture([max(1, stream.sequences) for stream in streams], places, seed), sequence)
+    mixture = Mixture([max(1, stream.sequences) for stream in streams], places, seed)
+    short = [name for name, stream in zip(corpus.sources, streams, strict=True) if not stream.sequences]
+    return Batches(streams, mixture, sequence, short)
 
 
-def evaluation_rows(corpus: Corpus, sequence: int, most: int, held_out: bool) -> Array:
-    """int64 [rows, sequence + 1]: the first sequences of the held-out documents, or of all, joined in their order."""
-    numbers = np.arange(corpus.documents)
-    if held_out:
-        numbers = numbers[numbers % HELD_OUT == HELD_OUT - 1]
-    ids = np.concatenate([*_first(corpus, numbers, most * sequence + 1), np.empty(0, np.int64)])
-    count = min(most, (len(ids) - 1) // sequence)
-    if count < 1:
-        return np.empty((0, sequence + 1), np.int64)
-    return np.stack([ids[at * sequence : (at + 1) * sequence + 1] for at in range(count)])
+def evaluation_rows(corpus: Corpus, sequence: int, most: int, held_out: int | None) -> dict[str, Array]:
+    """For each source int64 [rows, sequence + 1]: its held-out documents, or all, joined in their order and cut.
+
+    About `most` rows in all, shared out by size; a source that has a whole row has one here.
+    """
+    lengths, chosen, counts = _lengths(corpus), {}, {}
+    for name in corpus.sources:
+        documents = corpus.documents_of(name)
+        chosen[name] = documents if held_out is None else documents[_held(len(documents), held_out)]
+        if (count := (int(lengths[chosen[name]].sum()) - 1) // sequence) > 0:
+            counts[name] = count
+    share = min(1.0, most / max(1, sum(counts.values())))
+    return {name: _joined(corpus, chosen[name], sequence, max(1, int(count * share))) for name, count in counts.items()}
+
+
+def _held(count: int, every: int) -> Array:
+    """Which of the documents of a source are held out: the last of every so many."""
+    numbers: Array = np.arange(count)
+    return numbers % every == every - 1
+
+
+def _joined(corpus: Corpus, documents: Array, sequence: int, rows: int) -> Array:
+    """The first `rows` sequences of documents that are joined; they overlap by one token."""
+    ids = np.concatenate(list(_first(corpus, documents, rows * sequence + 1)))
+    return np.stack([ids[at * sequence : (at + 1) * sequence + 1] for at in range(rows)])
 
 
 def _first(corpus: Corpus, numbers: Array, tokens: int) -> Iterator[Array]:

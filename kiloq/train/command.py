@@ -51,7 +51,9 @@ def train_command(
         "skipped": len(progress.skipped),
     }
     if progress.step == found.steps:
-        report["evaluation_loss"] = trainer.evaluate()
+        evaluation = trainer.evaluation or trainer.evaluate()  # the last step has evaluated, unless it was done before
+        report["evaluation_loss"] = evaluation.loss if evaluation else None
+        report["evaluation_losses"] = evaluation.by_source if evaluation else {}
         tokenizer = _tokenizer(found.tokenizer)
         export(trainer.network, out / "model", tokenizer, trainer.corpus.end_id, found.resolved())
     if sys.stderr.isatty():

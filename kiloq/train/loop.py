@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,14 @@ class Step:
     taken: bool  # False: the gradient was not finite and the weights are as before
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Nats a token on text that is not learned from."""
+
+    loss: float
+    by_source: dict[str, float]
+
+
 class Trainer:
     """One run in this process."""
 
@@ -54,11 +62,11 @@ class Trainer:
             raise UsageError("recipe: has no data: give data = a folder that `kiloq tokenize corpus` wrote")
         self.recipe, self.out, self.device = recipe, out, device
         self.corpus = Corpus(recipe.data)
-        held_out = recipe.evaluation is None
+        held_out = recipe.held_out if recipe.evaluation is None else None
         self.batches: Batches = training_batches(
             self.corpus, recipe.sequence, recipe.seed, Path(recipe.mix) if recipe.mix else None, held_out
         )
-        judged = self.corpus if held_out else Corpus(recipe.evaluation or "")
+        judged = self.corpus if recipe.evaluation is None else Corpus(recipe.evaluation)
         self.judged = evaluation_rows(judged, recipe.sequence, recipe.evaluate_sequences, held_out)
         self.network = make_network(recipe, self.corpus).to(device)
         keep_activations(self.network, recipe.checkpointing)
@@ -67,6 +75,7 @@ class Trainer:
                 block.compile()
         self.optimizer = make_optimizer(self.network, recipe.optimizer)
         self.progress = Progress()
+        self.evaluation: Evaluation | None = None  # the last one of this run
         self._stopping = False
 
     @property
@@ -76,6 +85,8 @@ class Trainer:
     def run(self, say: Say) -> Progress:
         """Train to the end, or to the signal to stop; the last checkpoint then has everything."""
         self.out.mkdir(parents=True, exist_ok=True)
+        for name in self.batches.left_out:
+            say({"note": f"the source {name} has no sequence of {self.recipe.sequence:,} tokens and is left out"})
         self._resume(say)
         metrics = Metrics(self.out, self.progress.step)
         before = signal.signal(signal.SIGTERM, self._stop)
@@ -85,8 +96,8 @@ class Trainer:
                 found = self.step()
                 row = self._row(found, time.monotonic() - began)
                 judged = self._due(self.recipe.evaluate_every)
-                if judged and (loss := self.evaluate()) is not None:
-                    row |= {"evaluation_loss": loss}
+                if judged and (evaluation := self.evaluate()) is not None:
+                    row |= {"evaluation_loss": evaluation.loss, "evaluation_losses": evaluation.by_source}
                 metrics.add(row)
                 say(row)
                 if judged:
@@ -145,16 +156,21 @@ class Trainer:
         return torch.autocast(self.device.split(":")[0], torch.bfloat16)
 
     @torch.no_grad()
-    def evaluate(self) -> float | None:
-        """Nats a token on the sequences that are kept apart; None where there are none."""
-        if not len(self.judged):
-            return None
+    def evaluate(self) -> Evaluation | None:
+        """The loss on the sequences that are kept apart; None where there are none."""
         self.network.train()  # as in training: no stretching of positions
-        width, total = self.recipe.micro_batch or min(self.recipe.batch, len(self.judged)), 0.0
-        for begin in range(0, len(self.judged), width):
-            ids_BT = torch.from_numpy(self.judged[begin : begin + width]).to(self.device)
-            total += float(self._loss(ids_BT, None, 0.0))
-        return total / (len(self.judged) * self.recipe.sequence)
+        sums = {name: sum(self._losses(rows_BT)) for name, rows_BT in self.judged.items()}
+        tokens = {name: len(rows_BT) * self.recipe.sequence for name, rows_BT in self.judged.items()}
+        if tokens:
+            by_source = {name: total / tokens[name] for name, total in sums.items()}
+            self.evaluation = Evaluation(sum(sums.values()) / sum(tokens.values()), by_source)
+        return self.evaluation
+
+    def _losses(self, rows_BT: Any) -> Iterator[float]:
+        """The summed loss of one forward pass after the other."""
+        width = self.recipe.micro_batch or self.recipe.batch
+        for begin in range(0, len(rows_BT), width):
+            yield float(self._loss(torch.from_numpy(rows_BT[begin : begin + width]).to(self.device), None, 0.0))
 
     def save(self) -> None:
         """Write a checkpoint, then delete those that are too old."""

@@ -96,7 +96,8 @@ class Recipe:
     name: str = "model"
     seed: int = 0  # of the first weights and of the order of the data
     data: str | None = None  # a folder that `kiloq tokenize corpus` wrote
-    evaluation: str | None = None  # another such folder; None: one sequence of HELD_OUT is kept apart
+    evaluation: str | None = None  # another such folder; None: documents are held out
+    held_out: int = 100  # without `evaluation`: of each source one document of so many is not learned from. Ours
     mix: str | None = None  # mix.json of `kiloq prepare`: how much of each source; None: as much as there is
     tokenizer: str | None = None  # the vocabulary of the corpus, put into the model's folder; None: ids only
     start: str | None = None  # a model folder to go on from; None: random weights
@@ -112,7 +113,7 @@ class Recipe:
     loss_chunk: int = 1_024  # tokens whose logits are held at a time. Ours: 0.6 GB at 151,936 rows
 
     evaluate_every: int = 200  # steps
-    evaluate_sequences: int = 64  # at most
+    evaluate_sequences: int = 64  # about; each source has one where it can
     save_every: int = 200  # steps
     keep: int = 2  # checkpoints, the newest
     sample_prompts: tuple[str, ...] = ()  # continued after every evaluation
@@ -126,7 +127,7 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)!r:.40}: choose one of {', '.join(allowed)}")
         least = {"steps": 1, "sequence": 2, "batch": 1, "micro_batch": 1, "loss_chunk": 1, "evaluate_every": 1,
-                 "evaluate_sequences": 1, "save_every": 1, "keep": 1, "max_bad_steps": 1, "seed": 0}  # fmt: skip
+                 "evaluate_sequences": 1, "save_every": 1, "keep": 1, "max_bad_steps": 1, "seed": 0, "held_out": 2}  # fmt: skip
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -18,7 +18,7 @@ from oracles import naive_bpe, naive_bpe_training
 from support import shared
 
 from kiloq.core.errors import FormatError, KiloqError, MissingError, UsageError
-from kiloq.core.manifest import verify_manifest
+from kiloq.core.manifest import verify_manifest, write_manifest
 from kiloq.tokenize import texts
 from kiloq.tokenize import train as trainer
 from kiloq.tokenize.command import command
@@ -305,6 +305,15 @@ def test_groups_are_the_row_s_language_then_the_folder_then_the_file(tmp_path: P
     )
     assert [text.group for text in texts.read_texts([tmp_path])] == ["en", "de", "rows", "\ufffd", "zh"]
     assert next(texts.read_texts([tmp_path / "rows.jsonl"], "id")).group == "7"
+
+
+def test_of_a_prepared_folder_the_documents_alone_are_read(tmp_path: Path) -> None:
+    for name in ("documents/a/0.jsonl", "removed/01-gopher/0.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    assert len(list(texts.read_texts([tmp_path]))) == 2  # without a manifest it is a folder like any other
+    write_manifest(tmp_path, "documents")
+    assert [(text.group, text.text) for text in texts.read_texts([tmp_path])] == [("a", "documents/a/0.jsonl")]
 
 
 def test_nothing_of_somebody_else_is_replaced(corpus: Path) -> None:

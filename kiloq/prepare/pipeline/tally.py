@@ -27,7 +27,7 @@ UNKNOWN = "unknown"
 COUNTERS = ("steps", "reasons", "edits", "sizes", "scores", "hits")  # the fields that are dictionaries of counts
 READ = "00-read"  # the label of reading, before all steps
 
-_VALUES = re.compile(r"'[^']*'|\d(?:[\d,.]*\d)?%?")
+_VALUES = re.compile(r"'[^']*'|(?<![A-Za-z\d])\d(?:[\d,.]*\d)?%?")
 
 
 @dataclass

@@ -42,7 +42,8 @@ def corpus_command(
     from kiloq.core.manifest import check_replaceable, write_manifest
     from kiloq.core.work import WorkFolder
     from kiloq.tokenize.corpus.encode import Encoder, ExactEncoder
-    from kiloq.tokenize.corpus.run import encode_corpus, finish, is_prepared, job_of
+    from kiloq.tokenize.corpus.run import encode_corpus, finish, job_of
+    from kiloq.tokenize.texts import is_prepared
 
     began = time.monotonic()
     check_replaceable(out)

@@ -21,7 +21,6 @@ import numpy as np
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
 from kiloq.core.files import atomic_file
-from kiloq.core.manifest import read_manifest
 from kiloq.core.safe_json import load_object, write_json
 from kiloq.core.unpack import ending
 from kiloq.core.work import MAX_BYTES, RESULT
@@ -48,10 +47,10 @@ class Part(NamedTuple):
 
 
 def units(inputs: Sequence[Path]) -> list[list[Part]]:
-    """What each shard is made from. Of a prepared folder, its documents alone."""
+    """What each shard is made from."""
     found: list[list[Part]] = []
     room = 0
-    for path, group in input_files([_documents(path) for path in inputs]):
+    for path, group in input_files(inputs):
         for row_groups, size in _parts(path):
             if size > room or not found:
                 found.append([])
@@ -76,18 +75,6 @@ def _parts(path: Path) -> Iterator[tuple[list[int] | None, int]]:
         held.append(number)
         size += more
     yield held, size
-
-
-def is_prepared(path: Path) -> bool:
-    """Whether `kiloq prepare` wrote this folder."""
-    try:
-        return bool(read_manifest(path)["kind"] == "documents")
-    except (MissingError, FormatError, NotADirectoryError):
-        return False
-
-
-def _documents(path: Path) -> Path:
-    return path / "documents" if is_prepared(path) else path
 
 
 def job_of(inputs: Sequence[Path], tokenizer: str, encoder: Encoder, by: str | None, exact: bool) -> dict[str, Any]:

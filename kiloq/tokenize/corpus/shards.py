@@ -138,6 +138,13 @@ class Corpus:
         shard, number = self.place(document)
         return self.shards[shard].document(number)
 
+    def tokens_of_sources(self) -> dict[str, int]:
+        """Source -> the tokens of its documents, end tokens included."""
+        counts = np.zeros(len(self.sources), np.int64)
+        for shard in self.shards:
+            np.add.at(counts, shard.sources, np.diff(shard.offsets))
+        return dict(zip(self.sources, counts.tolist(), strict=True))
+
     def documents_of(self, source: str) -> Array:
         """The numbers of all documents of one source, int64, in order."""
         if source not in self.sources:

@@ -124,8 +124,8 @@ def evaluation_rows(corpus: Corpus, sequence: int, most: int, held_out: int | No
 
 def _held(count: int, every: int) -> Array:
     """Which of the documents of a source are held out: the last of every so many."""
-    numbers: Array = np.arange(count)
-    return numbers % every == every - 1
+    held: Array = np.arange(count) % every == every - 1
+    return held
 
 
 def _joined(corpus: Corpus, documents: Array, sequence: int, rows: int) -> Array:

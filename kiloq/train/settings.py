@@ -19,6 +19,8 @@ from kiloq.model.config import SERIES, ModelConfig
 ADAM_PRESETS = {"seed": 1e-6, "report": 1e-8}  # epsilon: the original's notes, and the report, section 2.4
 PRECISIONS = ("bf16", "fp32")
 CHECKPOINTING = ("none", "selective", "full")
+ENGINES = ("torch", "deepspeed")
+SCHEDULES = ("1f1b", "interleaved", "gpipe")
 PATHS = ("data", "evaluation", "mix", "start")  # fields of a recipe that name files
 
 
@@ -34,9 +36,7 @@ class Optimizer:
     adam: str = "seed"  # which epsilon: one of ADAM_PRESETS
     weight_decay: float = 0.1  # of matrices; norms and biases have none. The original's notes
     clip: float = 1.0  # largest norm of the whole gradient; report, section 2.4
-    z_loss: float = (
-        0.0  # weight of log(Z)^2, which keeps logits small: PaLM (Chowdhery et al. 2022), section 5, has 1e-4
-    )
+    z_loss: float = 0.0  # weight of log(Z)^2, which keeps logits small; PaLM (Chowdhery et al. 2022), section 5: 1e-4
 
     def __post_init__(self) -> None:
         if self.adam not in ADAM_PRESETS:
@@ -90,6 +90,32 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How the processes of a run share its work: four numbers, and what is left of the processes holds copies."""
+
+    shard: int = 1  # processes that hold a part of the weights, gradients and moments each (FSDP2)
+    tensor: int = 1  # processes that share every matrix, and the sequence between matrices
+    pipeline: int = 1  # groups of layers, one after the other
+    context: int = 1  # processes that share the tokens of a sequence (ring attention)
+    schedule: str = "1f1b"  # of the pipeline: one of SCHEDULES
+    engine: str = "torch"  # or deepspeed, which replaces `shard` by what its own JSON says
+    deepspeed: str | None = None  # that JSON file; None: ZeRO stage 2
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("schedule", SCHEDULES), ("engine", ENGINES)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"parallel: {name} is {getattr(self, name)!r:.40}: choose one of {', '.join(allowed)}")
+        for name in ("shard", "tensor", "pipeline", "context"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"parallel: {name} is {getattr(self, name)}: give 1 or more")
+
+    @property
+    def processes(self) -> int:
+        """The fewest that a run needs; any multiple holds copies."""
+        return self.shard * self.tensor * self.pipeline * self.context
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run of `kiloq train`."""
 
@@ -121,6 +147,7 @@ class Recipe:
 
     model: Shape = field(default_factory=Shape)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("checkpointing", CHECKPOINTING)):
@@ -147,7 +174,7 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 def from_tables(tables: Mapping[str, Any], base: Path) -> Recipe:
     """A Recipe from its tables. Raises UsageError for what is unknown or of another type."""
-    parts: dict[str, Any] = {"model": Shape, "optimizer": Optimizer}
+    parts: dict[str, Any] = {"model": Shape, "optimizer": Optimizer, "parallel": Parallel}
     values = field_values(Recipe, {key: value for key, value in tables.items() if key not in parts}, "recipe")
     for name in PATHS:
         if values.get(name) is not None:

@@ -7,27 +7,31 @@ Source: the released code of 2023; GPT-2 paper, section 2.3, for the residual sc
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from kiloq.model.network import Network, RMSNorm
+from kiloq.model.config import ModelConfig
+from kiloq.model.network import Network
 
 RESIDUAL_WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def init_weights(network: Network, seed: int) -> None:
-    """Fills all parameters in place; the same seed gives the same weights on the same device."""
-    config = network.config
-    generator = torch.Generator(device=network.embed_tokens.weight.device).manual_seed(seed)
-    residual_std = config.init_std / math.sqrt(2 * config.num_layers)
+    """Fills all parameters in place."""
     with torch.no_grad():
-        for name, module in network.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                std = residual_std if name.endswith(RESIDUAL_WRITERS) else config.init_std
-                module.weight.normal_(0.0, std, generator=generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
-            if isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
+        for name, parameter in network.named_parameters():
+            parameter.copy_(drawn(name, parameter.shape, network.config, seed))
+
+
+def drawn(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
+    """The first value of one parameter, float32 on the CPU: each has a stream of its own, whoever else is drawn."""
+    if len(shape) == 1:
+        return torch.zeros(*shape) if name.endswith("bias") else torch.ones(*shape)
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
+    narrowed = math.sqrt(2 * config.num_layers) if name.removesuffix(".weight").endswith(RESIDUAL_WRITERS) else 1.0
+    return torch.empty(*shape).normal_(0.0, config.init_std / narrowed, generator=generator)

@@ -14,6 +14,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ from kiloq.model.rope import inverse_frequencies, logn_scale, rotary_tables, rot
 
 IGNORE = -100  # label of a token that carries no loss
 
+Attend = Callable[[Tensor, Tensor, Tensor, Span, int | None], Tensor]  # kiloq.model.attention.attend
+
 
 @dataclass
 class Context:
@@ -39,6 +42,7 @@ class Context:
     logn_BT11: Tensor | None
     windows: tuple[int | None, ...]
     cache: KVCache | None
+    attend: Attend = attend
 
 
 class Linear(nn.Linear):
@@ -100,7 +104,7 @@ class Attention(nn.Module):
             q_BTHD = q_BTHD * context.logn_BT11.to(q_BTHD.dtype)
         if context.cache is not None:
             k_BTGD, v_BTGD = (x.to(q_BTHD.dtype) for x in context.cache.store(self.layer, k_BTGD, v_BTGD))
-        out_BTHD = attend(q_BTHD, k_BTGD, v_BTGD, context.span, context.windows[self.layer])
+        out_BTHD = context.attend(q_BTHD, k_BTGD, v_BTGD, context.span, context.windows[self.layer])
         out_BTC: Tensor = self.o_proj(out_BTHD.flatten(-2))
         return out_BTC
 
@@ -155,6 +159,7 @@ class Network(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.run_block = run_block  # training puts one here that keeps fewer activations
+        self.attend: Attend = attend  # and here one that asks other processes for keys
 
     def forward(self, ids_BT: Tensor, *, last_only: bool = False, **options: object) -> Tensor:
         """Logits, float32 [B, T, V]; [B, 1, V] of each row's last valid token with `last_only`.
@@ -184,8 +189,11 @@ class Network(nn.Module):
         logn: bool | None = None,
         windows: tuple[int | None, ...] | None = None,
         segments_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm, [B, T, C].
+
+        ids_BT: token ids; where other processes have the first layers, what those made of them: [B, T, C].
 
         cache: past tokens of the same rows; the T tokens continue them and are added.
         lengths: valid tokens of each row, the rest is padding on the right; default T.
@@ -195,17 +203,19 @@ class Network(nn.Module):
         logn: LogN scaling of queries; default: as the config says, never in training mode.
         windows: visible tokens a layer (None: all); default: the config's.
         segments_BT: the document of each token, int [B, T]; tokens see their own document alone. Without a cache.
+        positions_BT: of each token, [B or 1, T]; default: one after the other.
         """
-        rows, width = ids_BT.shape
+        rows, width = ids_BT.shape[:2]
         cached = list(cache.lengths) if cache is not None else [0] * rows
         new = lengths or [width] * rows
         span = Span(cached, new, width, ids_BT.device, segments_BT)
-        first_B1 = torch.tensor(cached, device=ids_BT.device)[:, None]
-        if start is not None:
-            first_B1 = first_B1 + torch.tensor(start, device=ids_BT.device)[:, None]
-        positions_BT = first_B1 + torch.arange(width, device=ids_BT.device)
+        if positions_BT is None:
+            first_B1 = torch.tensor(cached, device=ids_BT.device)[:, None]
+            if start is not None:
+                first_B1 = first_B1 + torch.tensor(start, device=ids_BT.device)[:, None]
+            positions_BT = first_B1 + torch.arange(width, device=ids_BT.device)
         context = self._context(positions_BT, span, alpha, logn, windows)
-        context.cache = cache
+        context.cache, context.attend = cache, self.attend
         if cache is not None:
             cache.reserve(span.total)
         x_BTC = self.embed_tokens(ids_BT)

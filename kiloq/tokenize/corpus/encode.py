@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from kiloq.core.errors import KiloqError, MissingError, UsageError
 from kiloq.core.files import shown
 from kiloq.tokenize.export import tokenizer_json
-from kiloq.tokenize.normalize import nfc, well_formed
+from kiloq.tokenize.normalize import nfc_batch, well_formed
 from kiloq.tokenize.texts import Text
 from kiloq.tokenize.tokenizer import Tokenizer
 from kiloq.tokenize.vocabulary import Vocabulary
@@ -66,8 +66,8 @@ class Encoder:
             return np.array([id_ for ids in lists for id_ in ids], np.uint32), np.array(
                 list(map(len, lists)), np.uint32
             )
-        normal = nfc if self.tokenizer.vocabulary.nfc else str
-        ids, offsets = self._fastokens.encode_batch_flat([well_formed(normal(one.text)) for one in texts])
+        normal = nfc_batch if self.tokenizer.vocabulary.nfc else partial(map, well_formed)
+        ids, offsets = self._fastokens.encode_batch_flat(list(normal([one.text for one in texts])))
         return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.uint64)).astype(np.uint32)
 
     def check(self, text: str) -> None:

@@ -12,7 +12,7 @@ a table and gives to the library only the stretches in which something could cha
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +86,7 @@ def nfc_batch(texts: Sequence[str]) -> list[str]:
 _MARK = 1  # kinds of characters: sorted among others of its kind
 _SECOND = 2  # may become one with a character before it
 _OTHER = 4  # changes, or makes others change, wherever it stands
+_BLOCK = 128
 _TABLE_SIZE = 0x30000  # no character above has a form of its own; a test looks at all
 
 
@@ -103,11 +104,9 @@ def _kinds() -> _Kinds:
 
     kind, combining, last = (np.zeros(_TABLE_SIZE, np.uint8) for _ in range(3))
     pairs = []
-    for code in range(0x80, _TABLE_SIZE):
+    for code in _known():
         character = chr(code)
         combining[code] = last[code] = unicodedata.combining(character)
-        if 0xAC00 <= code < 0xD7A4:  # Hangul syllables, whose parts are below
-            continue
         if parts := unicodedata.decomposition(character):
             if unicodedata.normalize("NFC", character) != character:
                 kind[code] |= _OTHER
@@ -120,6 +119,15 @@ def _kinds() -> _Kinds:
     kind[0x11A8:0x11C3] |= _OTHER
     kind[0xD800:0xE000] |= _OTHER  # surrogates
     return _Kinds(kind, combining, last, np.sort(np.array([first << 32 | second for first, second in pairs], np.int64)))
+
+
+def _known() -> Iterator[int]:
+    """Characters of the table that are marks or can be taken apart, with their neighbours; without Hangul syllables."""
+    for begin in (*range(0x80, 0xAC00, _BLOCK), *range(0xD780, _TABLE_SIZE, _BLOCK)):
+        block = range(begin, begin + _BLOCK)
+        text = "".join(map(chr, block))
+        if not unicodedata.is_normalized("NFD", text) or any(map(unicodedata.combining, text)):
+            yield from block
 
 
 def _may_change(codes: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -105,7 +105,14 @@ def fuzz(recipe: Path, kills: int, seed: int) -> dict[str, Any]:
             moments[found.moment] += 1
             codes[str(found.code)] += 1
         outputs += 1
-        differing += contents(out) != expected
+        found = contents(out)
+        if found != expected:
+            differing += 1
+            names = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+            kept = Path(tempfile.mkdtemp(prefix="prepare-kill-"))
+            shutil.copytree(out, kept / "out")
+            shutil.copytree(recipe.with_name("undisturbed"), kept / "undisturbed")
+            print(f"differ in {', '.join(names)}; kept in {kept}", file=sys.stderr)
         left_over += len(list(out.parent.glob(".out*")))
         shutil.rmtree(out, ignore_errors=True)
         print(f"{victims.total()} kills, {outputs} outputs, {differing} differ", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kiloq.model.network import Network, run_block
+from kiloq.model.network import Block, Network, run_block
 
 
 def keep_activations(network: Network, mode: str) -> None:
@@ -25,6 +25,8 @@ def _full(block: nn.Module, x_BTC: Tensor, context: Any) -> Tensor:
 
 
 def _selective(block: Any, x_BTC: Tensor, context: Any) -> Tensor:
+    if not isinstance(block, Block):  # another process has this layer
+        return run_block(block, x_BTC, context)
     x_BTC = x_BTC + block.self_attn(block.input_layernorm(x_BTC), context)
     out_BTC: Tensor = x_BTC + checkpoint(_feed_forward, block, x_BTC, use_reentrant=False)
     return out_BTC

@@ -7,9 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from kiloq.train.parallel.world import World
+    from kiloq.train.settings import Recipe
 
 
 @click.command("train")
@@ -35,37 +39,52 @@ def train_command(
         import torch  # noqa: F401
     except ImportError:
         raise MissingError("training needs PyTorch: run `pip install 'kiloq[train]'` to get it") from None
-    from kiloq.train.export import export
-    from kiloq.train.loop import Trainer
+    from kiloq.train.parallel.world import world
     from kiloq.train.settings import read_recipe
 
     found = read_recipe(recipe, settings)
     if data is not None:
         found = replace(found, data=str(data.absolute()))
-    trainer = Trainer(found, out, device)
-    progress = trainer.run(_say)
+    with world(found.parallel, device) as processes:
+        report = _trained(found, out, processes)
+    if not processes.main:
+        return
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+    if as_json:
+        click.echo(json.dumps(report))
+    elif report["step"] == found.steps:
+        loss = report["evaluation_loss"]
+        said = "no text was held out" if loss is None else f"loss {loss:.3f} nats a token on held-out text"
+        click.echo(f"{out / 'model'}: {report['tokens']:,} tokens, {said}")
+    else:
+        click.echo(f"stopped after step {report['step']:,} of {found.steps:,}; the same command goes on")
+
+
+def _trained(recipe: Recipe, out: Path, processes: World) -> dict[str, Any]:
+    """Train, and write the model at the end; what there is to say of the run."""
+    from kiloq.train.checkpoint import Weights, newest_good
+    from kiloq.train.export import export
+    from kiloq.train.loop import Trainer
+
+    trainer = Trainer(recipe, out, processes)
+    progress = trainer.run(_say if processes.main else lambda row: None)
     report: dict[str, Any] = {
         "out": str(out),
         "step": progress.step,
         "tokens": progress.tokens,
         "skipped": len(progress.skipped),
     }
-    if progress.step == found.steps:
+    if progress.step == recipe.steps:
         evaluation = trainer.evaluation or trainer.evaluate()  # the last step has evaluated, unless it was done before
         report["evaluation_loss"] = evaluation.loss if evaluation else None
         report["evaluation_losses"] = evaluation.by_source if evaluation else {}
-        tokenizer = _tokenizer(found.tokenizer)
-        export(trainer.network, out / "model", tokenizer, trainer.corpus.end_id, found.resolved())
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", nl=False, err=True)
-    if as_json:
-        click.echo(json.dumps(report))
-    elif progress.step == found.steps:
-        click.echo(
-            f"{out / 'model'}: {progress.tokens:,} tokens, loss {report['evaluation_loss'] or float('nan'):.3f} nats a token"
-        )
-    else:
-        click.echo(f"stopped after step {progress.step:,} of {found.steps:,}; the same command goes on")
+        newest, _ = newest_good(trainer.saver.folder)
+        if processes.main and newest is not None:
+            tokenizer = _tokenizer(recipe.tokenizer)
+            export(Weights(newest), trainer.config, out / "model", tokenizer, trainer.corpus.end_id, recipe.resolved())
+        processes.wait()
+    return report
 
 
 def _tokenizer(source: str | None) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kiloq.convert import generation, hf
 from kiloq.convert.generation import GenerationDefaults
@@ -17,19 +20,26 @@ from kiloq.core.errors import FormatError
 from kiloq.core.manifest import atomic_folder, write_manifest
 from kiloq.core.safe_json import write_json
 from kiloq.core.safetensors import TensorSpec
-from kiloq.model.network import Network
+from kiloq.model.config import ModelConfig
 from kiloq.tokenize.tokenizer import Tokenizer
+from kiloq.train.checkpoint import Weights
+from kiloq.train.parallel.build import Value
 
 
 def export(
-    network: Network, out: Path, tokenizer: Tokenizer | None, end_id: int | None, record: Mapping[str, Any]
+    weights: Weights,
+    config: ModelConfig,
+    out: Path,
+    tokenizer: Tokenizer | None,
+    end_id: int | None,
+    record: Mapping[str, Any],
 ) -> None:
-    """Write `network` in bf16. `record`: the recipe, for the manifest."""
-    config = hf.expressible(network.config, "native")
+    """Write the weights of a checkpoint in bf16. `record`: the recipe, for the manifest."""
+    config = hf.expressible(config, "native")
     code = WEIGHT_DTYPES["bf16"][0]
     specs = [
-        TensorSpec(hf.stored_name(name), code, tuple(p.shape), lambda p=p: _array(p, code))  # type: ignore[misc]
-        for name, p in network.named_parameters()
+        TensorSpec(hf.stored_name(name), code, weights.shape(name), lambda name=name: _array(weights, name, code))  # type: ignore[misc]
+        for name in weights.names()
     ]
     defaults = GenerationDefaults(eos_ids=() if end_id is None else (end_id,), pad_id=end_id)
     with atomic_folder(out) as staging:
@@ -40,26 +50,24 @@ def export(
         ends = {"eos_token_id": eos[0]} if eos else {}
         write_json(staging / "config.json", hf.write_config(config, "bf16") | ends, INDENT)
         write_json(staging / generation.NAME, generation.write_config(defaults, eos), INDENT)
-        counts = {"parameters": sum(p.numel() for p in network.parameters())}
+        counts = {"parameters": sum(math.prod(weights.shape(name)) for name in weights.names())}
         write_manifest(staging, "model", config=record, counts=counts)
 
 
-def _array(parameter: Any, code: str) -> Any:
-    return parameter.detach().float().cpu().numpy().astype(SAFETENSORS_DTYPES[code])
+def _array(weights: Weights, name: str, code: str) -> Any:
+    return weights.array(name).astype(SAFETENSORS_DTYPES[code])
 
 
-def load_weights(network: Network, source: ModelSource) -> None:
-    """Put the weights of a model folder into a network of the same shape. Raises FormatError where they do not fit."""
-    import torch
+def values_of(source: ModelSource) -> Value:
+    """The weights of a model folder as first values. Raises FormatError, when asked, for those that do not fit."""
 
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            array = np.ascontiguousarray(source.tensor(name), np.float32)
-            if array.shape != tuple(parameter.shape):
-                raise FormatError(
-                    f"{source.path}: {name} has shape {array.shape}, and the network wants {tuple(parameter.shape)}"
-                )
-            parameter.copy_(torch.from_numpy(array))
+    def value(name: str, shape: Sequence[int]) -> Tensor:
+        array = np.ascontiguousarray(source.tensor(name), np.float32)
+        if array.shape != tuple(shape):
+            raise FormatError(f"{source.path}: {name} has shape {array.shape}, and the network wants {tuple(shape)}")
+        return torch.from_numpy(array)
+
+    return value
 
 
 def open_start(path: str) -> ModelSource:

@@ -1,8 +1,8 @@
 """Pretraining, top to bottom: data, forward, loss, backward, clip, AdamW, schedule, log.
 
 The step that reads like the formula is `Trainer.step`; everything else is what makes a run worth leaving alone:
-evaluation, checkpoints, going on after a kill with the same bits, and steps that are not taken when their gradient is
-not finite. Source: Qwen technical report, section 2.4.
+evaluation, checkpoints, going on after a kill with the same bits, and steps that are not taken. The same lines run in
+one process and in many: what is different there is in kiloq.train.parallel. Source: Qwen technical report, section 2.4.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from kiloq.core.errors import KiloqError, UsageError
 from kiloq.model.config import ModelConfig
-from kiloq.model.init import init_weights
-from kiloq.model.network import Network
+from kiloq.model.init import drawn
 from kiloq.tokenize.corpus.shards import Corpus
-from kiloq.train import checkpoint
+from kiloq.train import checkpoint, faults
 from kiloq.train.activations import keep_activations
-from kiloq.train.batches import Batches, Sequences, evaluation_rows, training_batches
-from kiloq.train.checkpoint import Progress
-from kiloq.train.export import load_weights, open_start
-from kiloq.train.loss import chunked_cross_entropy
+from kiloq.train.batches import Batches, evaluation_rows, training_batches
+from kiloq.train.checkpoint import Progress, Saver, tensors_of
+from kiloq.train.export import open_start, values_of
 from kiloq.train.metrics import Metrics
 from kiloq.train.optimizer import make_optimizer, rate, set_rate
+from kiloq.train.parallel.build import Value, make_stage
+from kiloq.train.parallel.gradients import scale, settle, squares
+from kiloq.train.parallel.passes import Passes, make_passes, stages_here, trained_parameters
+from kiloq.train.parallel.world import World
 from kiloq.train.settings import Recipe
+from kiloq.train.watchdog import Watchdog
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -43,7 +43,7 @@ class Step:
 
     loss: float  # nats a token
     norm: float  # of the gradient, before clipping
-    taken: bool  # False: the gradient was not finite and the weights are as before
+    bad: str | None  # why it was not taken: the weights are as before
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Evaluation:
 
 
 class Trainer:
-    """One run in this process."""
+    """One run, as this process takes part in it."""
 
-    def __init__(self, recipe: Recipe, out: Path, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, out: Path, world: World) -> None:
         if recipe.data is None:
             raise UsageError("recipe: has no data: give data = a folder that `kiloq tokenize corpus` wrote")
-        self.recipe, self.out, self.device = recipe, out, device
+        self.recipe, self.out, self.world = recipe, out, world
         self.corpus = Corpus(recipe.data)
         held_out = recipe.held_out if recipe.evaluation is None else None
         self.batches: Batches = training_batches(
@@ -68,169 +68,182 @@ class Trainer:
         )
         judged = self.corpus if recipe.evaluation is None else Corpus(recipe.evaluation)
         self.judged = evaluation_rows(judged, recipe.sequence, recipe.evaluate_sequences, held_out)
-        self.network = make_network(recipe, self.corpus).to(device)
-        keep_activations(self.network, recipe.checkpointing)
-        if recipe.compile:
-            for block in self.network.layers:
-                block.compile()
-        self.optimizer = make_optimizer(self.network, recipe.optimizer)
+        self.config, value = first_values(recipe, self.corpus)
+        self.passes: Passes = _passes(recipe, self.config, value, world)
+        self.named = list(trained_parameters(self.passes))
+        self.parameters = [parameter for _, parameter in self.named]
+        self.optimizer = make_optimizer(self.parameters, recipe.optimizer)
+        self.saver = Saver(out / "checkpoints", world, recipe.keep, recipe.resolved())
         self.progress = Progress()
         self.evaluation: Evaluation | None = None  # the last one of this run
-        self._stopping = False
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.out / "checkpoints"
+        self._metrics: Metrics | None = None
+        self._asked = False  # this process was told to stop
+        self._stopping = False  # all know it, after the same step
 
     def run(self, say: Say) -> Progress:
         """Train to the end, or to the signal to stop; the last checkpoint then has everything."""
-        self.out.mkdir(parents=True, exist_ok=True)
         for name in self.batches.left_out:
             say({"note": f"the source {name} has no sequence of {self.recipe.sequence:,} tokens and is left out"})
         self._resume(say)
-        metrics = Metrics(self.out, self.progress.step)
+        watchdog = Watchdog(self.out / "processes", self.world, self.recipe.hang_minutes * 60)
         before = signal.signal(signal.SIGTERM, self._stop)
         try:
-            while self.progress.step < self.recipe.steps and not self._stopping:
-                began = time.monotonic()
-                found = self.step()
-                row = self._row(found, time.monotonic() - began)
-                judged = self._due(self.recipe.evaluate_every)
-                if judged and (evaluation := self.evaluate()) is not None:
-                    row |= {"evaluation_loss": evaluation.loss, "evaluation_losses": evaluation.by_source}
-                metrics.add(row)
-                say(row)
-                if judged:
-                    metrics.draw()
-                if self._due(self.recipe.save_every):
+            with watchdog.watching():
+                while self.progress.step < self.recipe.steps and not self._stopping:
+                    self._round(say)
+                    watchdog.step()
+                if self._stopping and self.progress.step < self.recipe.steps:
                     self.save()
-            if self._stopping:
-                self.save()
+                self.saver.finish()
         finally:
             signal.signal(signal.SIGTERM, before)
         return self.progress
+
+    def _round(self, say: Say) -> None:
+        """A step and what is due after it."""
+        began = time.monotonic()
+        found = self.step()
+        row = self._row(found, time.monotonic() - began)
+        judged = self._due(self.recipe.evaluate_every)
+        if judged and (evaluation := self.evaluate()) is not None:
+            row |= {"evaluation_loss": evaluation.loss, "evaluation_losses": evaluation.by_source}
+        if self._metrics is not None:
+            self._metrics.add(row)
+            if judged:
+                self._metrics.draw()
+        say(row)
+        if self.progress.bad_in_a_row >= self.recipe.max_bad_steps:
+            self._go_back(say)
+        elif self._due(self.recipe.save_every) and not self.progress.bad_in_a_row:
+            self.save()
 
     def _due(self, every: int) -> bool:
         """Whether the step just done is one of those, or the last."""
         return self.progress.step % every == 0 or self.progress.step == self.recipe.steps
 
+    @property
+    def batch(self) -> int:
+        """The number of the batch that the next step learns from."""
+        return self.progress.step + self.progress.passed
+
     def step(self) -> Step:
         """One step of the optimizer on the batch that belongs to it."""
-        recipe, at = self.recipe, self.progress.step
-        self.network.train()
-        set_rate(self.optimizer, rate(recipe.optimizer, at, recipe.steps))
-        numbers = range(at * recipe.batch, (at + 1) * recipe.batch)
-        tokens, total = recipe.batch * recipe.sequence, 0.0
-        for begin in range(0, recipe.batch, recipe.micro_batch or recipe.batch):
-            rows = self.batches.rows(numbers[begin : begin + (recipe.micro_batch or recipe.batch)])
-            loss = self.loss(rows) / tokens
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.optimizer.clip))
-        taken = math.isfinite(norm) and math.isfinite(total)
-        if taken:
+        recipe, batch = self.recipe, self.batch
+        for network in self.passes.networks:
+            network.train()
+        set_rate(self.optimizer, rate(recipe.optimizer, self.progress.step, recipe.steps))
+        tokens = recipe.batch * recipe.sequence
+        here = self.passes.gradients(self.batches.rows(self._numbers(batch)), tokens)
+        settle(self.parameters)
+        loss, square, stopping = self.world.sum(
+            [here / self.world.ranks("tensor"), squares(self.parameters, self.world), float(self._asked)]
+        )
+        norm = math.sqrt(square)
+        bad = faults.bad(loss, norm, self.progress, recipe.spikes)
+        if bad is None:
+            scale(self.parameters, norm, recipe.optimizer.clip)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(taken, tokens)
-        return Step(total, norm, taken)
+        faults.book(self.progress, batch, loss, norm, tokens, bad is None, recipe.spikes)
+        self._stopping = stopping > 0
+        return Step(loss, norm, bad)
 
-    def loss(self, rows: Sequences) -> Tensor:
-        """The sum of the losses of some sequences."""
-        ids_BT = torch.from_numpy(rows.ids_BT).to(self.device)
-        segments_BT = torch.from_numpy(rows.segments_BT).to(self.device)
-        inside = segments_BT[:, :-1] if self.recipe.block_diagonal else None
-        return self._loss(ids_BT, inside, self.recipe.optimizer.z_loss)
+    def _numbers(self, batch: int) -> range:
+        """The numbers of the sequences of a batch that this process reads."""
+        here = self.recipe.batch // self.world.readers
+        begin = batch * self.recipe.batch + self.world.reader * here
+        return range(begin, begin + here)
 
-    def _loss(self, ids_BT: Tensor, segments_BT: Tensor | None, z_loss: float) -> Tensor:
-        with self._precision():
-            x_BTC = self.network.hidden(ids_BT[:, :-1], segments_BT=segments_BT)
-            head = self.network.lm_head
-            matrix_VC = self.network.embed_tokens.weight if head is None else head.weight
-            return chunked_cross_entropy(
-                x_BTC.flatten(0, 1), matrix_VC, ids_BT[:, 1:].flatten(), self.recipe.loss_chunk, z_loss
-            )
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.recipe.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16)
-
-    @torch.no_grad()
     def evaluate(self) -> Evaluation | None:
         """The loss on the sequences that are kept apart; None where there are none."""
-        self.network.train()  # as in training: no stretching of positions
-        sums = {name: sum(self._losses(rows_BT)) for name, rows_BT in self.judged.items()}
+        for network in self.passes.networks:
+            network.train()  # as in training: no stretching of positions
+        here = [self.passes.losses(rows_BT) for rows_BT in self.judged.values()]
+        alike = self.world.ranks("tensor") * self.world.readers  # processes that compute the same
+        sums = dict(zip(self.judged, (total / alike for total in self.world.sum(here)), strict=True))
         tokens = {name: len(rows_BT) * self.recipe.sequence for name, rows_BT in self.judged.items()}
         if tokens:
             by_source = {name: total / tokens[name] for name, total in sums.items()}
             self.evaluation = Evaluation(sum(sums.values()) / sum(tokens.values()), by_source)
         return self.evaluation
 
-    def _losses(self, rows_BT: Any) -> Iterator[float]:
-        """The summed loss of one forward pass after the other."""
-        width = self.recipe.micro_batch or self.recipe.batch
-        for begin in range(0, len(rows_BT), width):
-            yield float(self._loss(torch.from_numpy(rows_BT[begin : begin + width]).to(self.device), None, 0.0))
-
     def save(self) -> None:
-        """Write a checkpoint, then delete those that are too old."""
-        checkpoint.save(self.checkpoints, self.network, self.optimizer, self.progress, self.recipe.resolved())
-        checkpoint.forget_old(self.checkpoints, self.recipe.keep)
+        """Begin to write a checkpoint."""
+        self.saver.begin(tensors_of(self.named, self.optimizer), self.progress)
 
     def _resume(self, say: Say) -> None:
-        newest, passed_over = checkpoint.newest_good(self.checkpoints)
+        progress = self._newest(say)
+        if progress is not None:
+            self.progress = progress
+            say({"note": f"going on after step {progress.step:,}"})
+        if self.world.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._metrics = Metrics(self.out, self.progress.step)
+
+    def _newest(self, say: Say) -> Progress | None:
+        """Take the newest good checkpoint into the network and say which were not; None where there is none."""
+        found, passed_over = self.world.share(checkpoint.newest_good(self.saver.folder) if self.world.main else None)
         for sentence in passed_over:
             say({"note": f"passed over: {sentence}"})
-        if newest is not None:
-            self.progress = checkpoint.load(newest, self.network, self.optimizer)
-            say({"note": f"going on after step {self.progress.step:,} ({newest})"})
+        return None if found is None else checkpoint.load(found, self.named, self.optimizer, self.world)
 
-    def _count(self, taken: bool, tokens: int) -> None:
-        """Book a step. Too many in a row that were not taken end the run."""
-        at, self.progress.step = self.progress.step, self.progress.step + 1
-        if taken:
-            self.progress.tokens += tokens
-            self.progress.bad_in_a_row = 0
-            return
-        self.progress.skipped.append(at)
-        self.progress.bad_in_a_row += 1
-        if self.progress.bad_in_a_row >= self.recipe.max_bad_steps:
+    def _go_back(self, say: Say) -> None:
+        """To the newest good checkpoint, and past the data of the bad steps. Raises KiloqError where that does not help."""
+        at, count = self.progress.step, self.progress.bad_in_a_row
+        self.saver.finish()
+        earlier = self._newest(say)
+        if earlier is None:
             raise KiloqError(
-                f"step {at:,}: the gradient was not finite {self.progress.bad_in_a_row} times in a row: go on from the "
-                "last checkpoint with a lower peak_rate, or look at the documents of these steps"
+                f"step {at:,}: {count} steps in a row could not be taken, and there is no checkpoint to go back to: "
+                "give a lower peak_rate, or look at the documents that metrics.jsonl names"
             )
+        self.progress = faults.went_back(self.progress, earlier)
+        say({"note": f"{count} bad steps in a row: back to step {self.progress.step:,}, past the data of those steps"})
 
     def _row(self, found: Step, seconds: float) -> dict[str, Any]:
         recipe = self.recipe
-        return {
+        row: dict[str, Any] = {
             "step": self.progress.step,
             "loss": round(found.loss, 6),
             "norm": round(found.norm, 6),
             "rate": rate(recipe.optimizer, self.progress.step - 1, recipe.steps),
-            "taken": found.taken,
             "tokens": self.progress.tokens,
             "tokens_per_second": round(recipe.batch * recipe.sequence / seconds, 1),
         }
+        if found.bad is not None:
+            first = (self.batch - 1) * recipe.batch
+            documents = self.batches.rows(range(first, first + recipe.batch)).documents
+            row |= {"bad": found.bad, "documents": sorted({number for some in documents for number in some})}
+        return row
 
     def _stop(self, number: int, frame: Any) -> None:
-        self._stopping = True
+        self._asked = True
 
 
-def make_network(recipe: Recipe, corpus: Corpus) -> Network:
-    """The network of a recipe: with random weights, or those of the model that it starts from."""
+def _passes(recipe: Recipe, config: ModelConfig, value: Value, world: World) -> Passes:
+    """The network of this process, spread over all, and the way batches go through it."""
+    numbers, stages = stages_here(recipe, world)
+    networks = [make_stage(config, value, world, number, stages) for number in numbers]
+    for network in networks:
+        keep_activations(network, recipe.checkpointing)
+        if recipe.compile:
+            for block in network.layers:
+                block.compile()
+    return make_passes(networks, recipe, world)
+
+
+def first_values(recipe: Recipe, corpus: Corpus) -> tuple[ModelConfig, Value]:
+    """The shape of a recipe's network, and its first values: random, or those of the model that it starts from."""
     if recipe.start is None:
-        network = Network(model_config(recipe, corpus))
-        init_weights(network, recipe.seed)
-        return network
+        config = model_config(recipe, corpus)
+        return config, partial(drawn, config=config, seed=recipe.seed)
     source = open_start(recipe.start)
     if source.config.vocab_size < corpus.vocab_size:
         raise UsageError(
             f"{recipe.start}: knows {source.config.vocab_size:,} tokens, and the corpus has ids up to "
             f"{corpus.vocab_size - 1:,}: encode it with the model's own vocabulary"
         )
-    network = Network(source.config)
-    load_weights(network, source)
-    return network
+    return source.config, values_of(source)
 
 
 def model_config(recipe: Recipe, corpus: Corpus) -> ModelConfig:

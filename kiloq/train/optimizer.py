@@ -7,6 +7,7 @@ report does not say. PyTorch's fused kernel does the arithmetic in one pass over
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,10 +15,10 @@ from torch import nn
 from kiloq.train.settings import Optimizer
 
 
-def make_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over the network's parameters, in two groups; `set_rate` gives them their rate before every step."""
-    matrices = [p for p in network.parameters() if p.requires_grad and p.dim() >= 2]
-    others = [p for p in network.parameters() if p.requires_grad and p.dim() < 2]
+def make_optimizer(parameters: Sequence[nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW over some parameters, in two groups; `set_rate` gives them their rate before every step."""
+    matrices = [p for p in parameters if p.requires_grad and p.dim() >= 2]
+    others = [p for p in parameters if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups, lr=settings.peak_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True

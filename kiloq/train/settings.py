@@ -142,8 +142,11 @@ class Recipe:
     evaluate_sequences: int = 64  # about; each source has one where it can
     save_every: int = 200  # steps
     keep: int = 2  # checkpoints, the newest
-    sample_prompts: tuple[str, ...] = ()  # continued after every evaluation
-    max_bad_steps: int = 5  # in a row; then back to the last checkpoint
+    sample_prompts: tuple[str, ...] = ()  # continued after every evaluation, where one process has the whole network
+    max_bad_steps: int = 5  # in a row that could not be taken; then back to the last checkpoint, past their data
+    spikes: float | None = None  # a loss or norm so many standard deviations above the last 128 is not taken; OLMo 2: 6
+    hang_minutes: float = 30  # without a step until a process says where it is and ends; ours
+    tensorboard: bool = False  # also write events for TensorBoard into the folder
 
     model: Shape = field(default_factory=Shape)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -159,6 +162,9 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"recipe: {name} is {value}: give {low} or more")
+        for name in ("spikes", "hang_minutes"):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise UsageError(f"recipe: {name} is {value}: give a number above 0")
 
     def resolved(self) -> dict[str, Any]:
         """All fields as JSON-able values."""

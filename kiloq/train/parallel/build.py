@@ -20,7 +20,7 @@ from kiloq.core.errors import UsageError
 from kiloq.model.config import ModelConfig
 from kiloq.model.network import Block, Network
 from kiloq.train.parallel.ring import Ring
-from kiloq.train.parallel.world import SPREAD, World
+from kiloq.train.parallel.world import World
 
 Value = Callable[[str, Sequence[int]], Tensor]  # (name of a parameter, shape) -> its first value, float32 on the CPU
 
@@ -69,8 +69,9 @@ def spread(module: nn.Module, world: World) -> None:
         return
     from torch.distributed.fsdp import fully_shard
 
-    mesh = world.mesh["copies", SPREAD] if world.ranks("copies") > 1 else world.mesh[SPREAD]
-    fully_shard(module, mesh=mesh).set_gradient_divide_factor(1.0)
+    found = fully_shard(module, mesh=world.spread)
+    found.set_gradient_divide_factor(1.0)
+    found.set_force_sum_reduction_for_comms(True)  # a factor of 1 would be a kind of sum that gloo has not
 
 
 def _parts(network: Network) -> Iterator[tuple[str, nn.Module]]:

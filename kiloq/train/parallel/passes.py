@@ -147,8 +147,10 @@ class Pipelined:
         def loss(x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
             return self._learners[-1].loss(x_BTC, labels_BT, z_loss) / tokens
 
-        kind = self._recipe.parallel.schedule
-        if kind == "interleaved":
+        kind = (
+            self._recipe.parallel.schedule if width < rows else "gpipe"
+        )  # one micro-batch has nothing to take turns with
+        if len(stages) > 1:
             return ScheduleInterleaved1F1B(stages, rows // width, loss, scale_grads=False)
         return {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}[kind](stages[0], rows // width, loss, scale_grads=False)
 
@@ -157,7 +159,7 @@ class Pipelined:
         tokens = self._recipe.sequence // self._world.ranks("context")
         hidden = self.networks[0].config.hidden_size
         ids_BT = torch.empty(width, tokens, dtype=torch.int64, device="meta")
-        x_BTC = torch.empty(width, tokens // self._world.ranks("tensor"), hidden, device="meta")
+        x_BTC = torch.empty(width, tokens // self._world.ranks("tensor"), hidden, device="meta", requires_grad=True)
         return ids_BT if stage == 0 else x_BTC, x_BTC
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from kiloq.core.errors import UsageError
 from kiloq.train.settings import Parallel
 
 DIMENSIONS = ("pipeline", "copies", "shard", "context", "tensor")
-SPREAD = "shard_context"  # the processes over which FSDP2 spreads a layer: context ranks see other tokens, as shards do
+SPREAD = "shard_context"  # both as one: context ranks see other tokens, as shards see other rows
 PATIENCE = timedelta(minutes=30)  # of a collective before it is called hung; PyTorch's own for gloo
 
 
@@ -35,6 +35,7 @@ class World:
     rank: int = 0
     size: int = 1
     mesh: Any = None  # the DeviceMesh; None: one process
+    spread: Any = None  # the processes over which FSDP2 spreads layers: shards and context ranks, and copies if any
 
     @property
     def main(self) -> bool:
@@ -109,17 +110,19 @@ def world(parallel: Parallel, device: str) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         _groups["talk"] = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield World(place, dist.get_rank(), size, _mesh(parallel, place.type, size))
+        mesh, spread = _meshes(parallel, place.type, size)
+        yield World(place, dist.get_rank(), size, mesh, spread)
     finally:
         _groups.clear()
         dist.destroy_process_group()
 
 
-def _mesh(parallel: Parallel, kind: str, size: int) -> Any:
+def _meshes(parallel: Parallel, kind: str, size: int) -> tuple[Any, Any]:
+    """The whole mesh, and what FSDP2 spreads over."""
     if parallel.engine == "deepspeed":
         parallel = Parallel(shard=size)
     shape = {"pipeline": parallel.pipeline, "copies": size // parallel.processes, "shard": parallel.shard,
              "context": parallel.context, "tensor": parallel.tensor}  # fmt: skip
     mesh = init_device_mesh(kind, tuple(shape[name] for name in DIMENSIONS), mesh_dim_names=DIMENSIONS)
-    mesh["shard", "context"]._flatten(SPREAD)
-    return mesh
+    spread = mesh["shard", "context"]._flatten(SPREAD)
+    return mesh, DeviceMesh._concatenate([mesh["copies"], spread]) if mesh["copies"].size() > 1 else spread

@@ -1,0 +1,61 @@
+"""A corpus of random documents, recipes of tiny networks, and runs of them: for the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kiloq.core.manifest import write_manifest
+from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, write_index
+from kiloq.train.checkpoint import Weights, newest_good
+from kiloq.train.loop import Trainer
+from kiloq.train.parallel.world import World
+from kiloq.train.settings import Optimizer, Recipe, Shape
+
+SEQUENCE, END = 16, 99
+
+
+def make_corpus(folder: Path) -> Path:
+    """Two sources of random documents, in two shards."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    shards = []
+    for number in range(2):
+        documents = [[*random.integers(0, 90, random.integers(1, 60)).tolist(), END] for _ in range(120)]
+        values = {
+            TOKENS: np.concatenate([np.array(one) for one in documents]),
+            OFFSETS: np.cumsum([0, *map(len, documents)]),
+            SOURCES: random.integers(0, 2, len(documents)),
+        }
+        for kind, array in values.items():
+            array.astype(DTYPES[kind]).tofile(folder / f"0000{number}{kind}")
+        shards.append({"name": f"0000{number}", "documents": len(documents), "tokens": len(values[TOKENS])})
+    index: dict[str, Any] = {"vocab_size": 100, "end_id": END, "tokenizer_sha256": "0", "sources": ["a", "b"]}
+    write_index(folder, {**index, "shards": shards})
+    write_manifest(folder, "corpus")
+    return folder
+
+
+def recipe(corpus: Path, **more: Any) -> Recipe:
+    shape = Shape(hidden_size=32, num_layers=4, num_heads=2, ffn_size=64)
+    plain: dict[str, Any] = {
+        "data": str(corpus), "steps": 6, "sequence": SEQUENCE, "batch": 4, "precision": "fp32", "evaluate_every": 3,
+        "save_every": 2, "held_out": 10, "model": shape, "optimizer": Optimizer(warmup_steps=2, peak_rate=1e-2),
+    }  # fmt: skip
+    return Recipe(**plain | more)
+
+
+def trainer_of(recipe: Recipe, out: Path) -> Trainer:
+    """A run in this process alone."""
+    return Trainer(recipe, out, World(torch.device("cpu")))
+
+
+def weights_at(out: Path) -> dict[str, bytes]:
+    """The weights of the newest checkpoint below `out`."""
+    newest, _ = newest_good(out / "checkpoints")
+    assert newest is not None
+    weights = Weights(newest)
+    return {name: weights.array(name).tobytes() for name in weights.names()}

@@ -138,7 +138,11 @@ class Block(nn.Module):
     def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), context)
-        out_BTC: Tensor = x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+        return x_BTC + self.feed_forward(x_BTC)
+
+    def feed_forward(self, x_BTC: Tensor) -> Tensor:
+        """What the second half adds, [B, T, C]."""
+        out_BTC: Tensor = self.mlp(self.post_attention_layernorm(x_BTC))
         return out_BTC
 
 
@@ -219,6 +223,8 @@ class Network(nn.Module):
         if cache is not None:
             cache.reserve(span.total)
         x_BTC = self.embed_tokens(ids_BT)
+        if torch.is_autocast_enabled(x_BTC.device.type):
+            x_BTC = x_BTC.float()  # the sum over layers stays wide, also where the table has been gathered in bf16
         for block in self.layers:
             x_BTC = self.run_block(block, x_BTC, context)
         if cache is not None:

@@ -6,32 +6,26 @@ whose activations are the widest (Korthikanti et al. 2022 choose what is cheap f
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kiloq.model.network import Block, Network, run_block
+from kiloq.model.network import Block, Network
 
 
 def keep_activations(network: Network, mode: str) -> None:
-    """Set how the layers of `network` are run: "none" computes nothing again, "selective", or "full"."""
-    network.run_block = {"none": run_block, "selective": _selective, "full": _full}[mode]
+    """Set what the layers of `network` keep: "none" computes nothing again, "selective", or "full"."""
+    if mode == "full":
+        network.run_block = _full
+    if mode == "selective":
+        for block in network.layers:
+            if isinstance(block, Block):
+                again = partial(checkpoint, block.feed_forward, use_reentrant=False)
+                block.feed_forward = again  # type: ignore[method-assign]
 
 
 def _full(block: nn.Module, x_BTC: Tensor, context: Any) -> Tensor:
     out_BTC: Tensor = checkpoint(block, x_BTC, context, use_reentrant=False)
-    return out_BTC
-
-
-def _selective(block: Any, x_BTC: Tensor, context: Any) -> Tensor:
-    if not isinstance(block, Block):  # another process has this layer
-        return run_block(block, x_BTC, context)
-    x_BTC = x_BTC + block.self_attn(block.input_layernorm(x_BTC), context)
-    out_BTC: Tensor = x_BTC + checkpoint(_feed_forward, block, x_BTC, use_reentrant=False)
-    return out_BTC
-
-
-def _feed_forward(block: Any, x_BTC: Tensor) -> Tensor:
-    out_BTC: Tensor = block.mlp(block.post_attention_layernorm(x_BTC))
     return out_BTC

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kiloq.core.errors import FormatError, KiloqError, MissingError, file_sentence
+from kiloq.core.errors import FormatError, KiloqError, file_sentence
 from kiloq.core.manifest import atomic_folder, verify_manifest, write_manifest
 from kiloq.core.safe_json import load_object, parse_object, write_json
 from kiloq.core.safetensors import SafetensorsFile
@@ -115,6 +115,8 @@ class Saver:
                 dist.barrier(group=self._group)
             _write_parts(staging, tensors, self._group)
             if self._world.main:
+                if target.exists() and damage(target) is not None:  # damaged, and passed over when this run began
+                    shutil.rmtree(target)
                 with atomic_folder(target) as place:
                     for path in staging.iterdir():
                         path.rename(place / path.name)
@@ -211,15 +213,21 @@ class Weights:
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every file is as it was written, and what is wrong with newer ones."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            verify_manifest(path)
-        except (FormatError, MissingError, KiloqError) as error:
-            passed_over.append(str(error))
-            continue
-        return path, passed_over
+        if (wrong := damage(path)) is None:
+            return path, passed_over
+        passed_over.append(wrong)
     return None, passed_over
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where every file is as it was written."""
+    try:
+        verify_manifest(folder)
+    except (OSError, KiloqError) as error:
+        return str(error)
+    return None
 
 
 def forget_old(folder: Path, keep: int) -> None:

@@ -223,7 +223,7 @@ class Trainer:
 def _passes(recipe: Recipe, config: ModelConfig, value: Value, world: World) -> Passes:
     """The network of this process, spread over all, and the way batches go through it."""
     numbers, stages = stages_here(recipe, world)
-    networks = [make_stage(config, value, world, number, stages) for number in numbers]
+    networks = [make_stage(config, value, world, recipe.precision, number, stages) for number in numbers]
     for network in networks:
         keep_activations(network, recipe.checkpointing)
         if recipe.compile:

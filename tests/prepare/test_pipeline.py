@@ -187,6 +187,19 @@ def test_a_kill_changes_nothing(place: Path, finished: tuple[Any, Path], tmp_pat
     assert contents(out) == contents(finished[1])
 
 
+def test_a_kill_after_the_last_part_changes_nothing(place: Path, finished: tuple[Any, Path], tmp_path: Path) -> None:
+    """By then the files of earlier passes are gone, and what they came to must not be worked out again."""
+    out = tmp_path / "out"
+    dying = (
+        "import os, sys; from kiloq.prepare.pipeline import run; run.write_result = lambda *_: os.kill(os.getpid(), 9)"
+    )
+    code = f"{dying}; from kiloq.__main__ import main; sys.exit(main())"
+    killed = subprocess.run([sys.executable, "-c", code, *command(place, out)[3:]], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run(place, out)
+    assert contents(out) == contents(finished[1])
+
+
 def test_a_ray_cluster_of_two_workers_gives_the_same_bytes(
     place: Path, finished: tuple[Any, Path], tmp_path: Path
 ) -> None:

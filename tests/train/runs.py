@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from kiloq.core.manifest import write_manifest
 from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, write_index
 from kiloq.train.checkpoint import Weights, newest_good
 from kiloq.train.loop import Trainer
+from kiloq.train.metrics import METRICS, read_metrics
 from kiloq.train.parallel.world import World
 from kiloq.train.settings import Optimizer, Recipe, Shape
 
@@ -59,3 +65,42 @@ def weights_at(out: Path) -> dict[str, bytes]:
     assert newest is not None
     weights = Weights(newest)
     return {name: weights.array(name).tobytes() for name in weights.names()}
+
+
+def started(recipe: Recipe, out: Path, processes: int) -> list[subprocess.Popen[str]]:
+    """The command of a run in `processes` processes of one thread each, as a launcher starts them."""
+    path = out.with_suffix(".toml")
+    path.write_text(toml(json.loads(json.dumps(recipe.resolved()))))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "kiloq", "train", str(path), "--out", str(out), "--json"]
+    launcher = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **launcher, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(processes)
+    ]
+
+
+def launch(recipe: Recipe, out: Path, processes: int) -> list[dict[str, Any]]:
+    """A whole run; its metrics."""
+    running = started(recipe, out, processes)
+    said = [process.communicate(timeout=180)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n".join(said)[-6000:]
+    return read_metrics(out / METRICS)
+
+
+def toml(tables: dict[str, Any]) -> str:
+    """A recipe as a file: values first, then tables; without what is None, for which TOML has no word."""
+    values = {key: value for key, value in tables.items() if not isinstance(value, dict | None)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    for key, table in tables.items():
+        if isinstance(table, dict):
+            lines += [f"[{key}]", toml(table)]
+    return "\n".join(lines)

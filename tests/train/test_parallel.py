@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +9,10 @@ import pytest
 
 from kiloq.train.settings import Parallel, Recipe
 
-from .runs import SEQUENCE, make_corpus, recipe, trainer_of, weights_at
+from .runs import SEQUENCE, launch, make_corpus, recipe, trainer_of, weights_at
 
 STEPS = 50
 TOLERANCE = 1e-5  # nats a token; float32 sums in another order
-PROGRAM = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from kiloq.train.loop import Trainer
-from kiloq.train.parallel.world import world
-from kiloq.train.settings import Recipe, from_tables
-import torch
-torch.set_num_threads(1)
-found = from_tables(json.loads(sys.argv[1]), Path("/"))
-with world(found.parallel, "cpu") as processes:
-    rows = []
-    trainer = Trainer(found, Path(sys.argv[2]), processes)
-    trainer.run(rows.append)
-    if processes.main:
-        Path(sys.argv[3]).write_text(json.dumps(rows))
-"""
-
-
-def launch(recipe: Recipe, out: Path, processes: int) -> list[dict[str, Any]]:
-    """The rows that the main process of a run said."""
-    tables = json.loads(json.dumps(recipe.resolved()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rows = out.with_suffix(".json")
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM.format(tests=str(Path(__file__).parent)),
-        json.dumps(drop(tables)),
-        str(out),
-        str(rows),
-    ]
-    running = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=180)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(said)[-6000:]
-    return [row for row in json.loads(rows.read_text()) if "loss" in row]
-
-
-def drop(tables: dict[str, Any]) -> dict[str, Any]:
-    """Without what is None: TOML and recipes have no null."""
-    return {
-        key: drop(value) if isinstance(value, dict) else value for key, value in tables.items() if value is not None
-    }
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +63,34 @@ def test_many_processes_learn_what_one_learns(
     if parallel in ({}, {"shard": 2}):
         assert weights_at(tmp_path / "out") == weights, "data parallelism is bitwise"
     assert SEQUENCE % 4 == 0  # what context and tensor cut
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"precision": "bf16"}, {"checkpointing": "selective"}, {"checkpointing": "full", "micro_batch": 1}],
+    ids=["bf16", "selective", "full"],
+)
+def test_shards_with_what_saves_memory(corpus: Path, tmp_path: Path, alone: Any, more: dict[str, Any]) -> None:
+    rows = launch(spread(corpus, parallel=Parallel(shard=2), **more), tmp_path / "out", 2)
+    tolerance = TOLERANCE
+    if more.get("precision") == "bf16":
+        trainer_of(spread(corpus, **more), tmp_path / "narrow").run((narrow := list[Any]()).append)
+        alone, tolerance = (narrow, None), 2e-2  # norms are gathered in bf16 too
+    worst = max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, alone[0], strict=True))
+    assert worst <= tolerance, worst
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(({"shard": 2}, 2), ({}, 1)), (({}, 1), ({"shard": 2}, 2)), (({"shard": 2}, 2), ({"tensor": 2}, 2))],
+    ids=["2 to 1", "1 to 2", "shard to tensor"],
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    corpus: Path, tmp_path: Path, alone: Any, before: tuple[Any, int], after: tuple[Any, int]
+) -> None:
+    out, wanted = tmp_path / "out", alone[0]
+    launch(spread(corpus, save_every=25, parallel=Parallel(**before[0])), out, before[1])
+    (out / "checkpoints" / "step-0000050" / "manifest.json").unlink()  # as if it had been killed before
+    rows = launch(spread(corpus, save_every=25, parallel=Parallel(**after[0])), out, after[1])
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted]
+    assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, wanted, strict=True)) <= TOLERANCE

@@ -153,11 +153,11 @@ class Run:
         return self.funnel
 
     def _first_open(self) -> int:
-        """The first stage that an earlier run did not end: the files of those before it may be gone."""
+        """The first stage that an earlier run did not end, or their number: files that only those before read may be gone."""
         for stage in range(len(self.stages)):
             if not all(self.store.mark(stage, "part", part).exists() for part in range(self.parts)):
                 return stage
-        return len(self.stages) - 1
+        return len(self.stages)
 
     def _do(self, title: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """The tallies of `tasks`, in order; those that an earlier run has finished are not done again."""
@@ -178,7 +178,8 @@ class Run:
         return tallies
 
     def _finished(self, task: Task) -> dict[str, Any] | None:
-        return self.store.finished(task.stage, task.kind, task.number, check=task.stage >= self._begin)
+        last = len(self.stages) - 1  # whose files are the result
+        return self.store.finished(task.stage, task.kind, task.number, check=task.stage >= min(self._begin, last))
 
     def _settle(self, at: int, place: int, tallies: Sequence[Mapping[str, Any]]) -> None:
         """Group the keys of a global step and put its losers where the parts will look for them."""

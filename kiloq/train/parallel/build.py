@@ -40,7 +40,9 @@ def stage_layers(layers: int, stages: int) -> list[range]:
     return [range(begin, end) for begin, end in pairwise(starts)]
 
 
-def make_stage(config: ModelConfig, value: Value, world: World, stage: int = 0, stages: int = 1) -> Network:
+def make_stage(
+    config: ModelConfig, value: Value, world: World, precision: str, stage: int = 0, stages: int = 1
+) -> Network:
     """The network, or one stage of it, filled and spread."""
     with torch.device("meta"):
         network = Network(config)
@@ -57,19 +59,24 @@ def make_stage(config: ModelConfig, value: Value, world: World, stage: int = 0, 
         _cut(part, name, world)
         part.to(world.device)
         if isinstance(part, Block):
-            spread(part, world)
+            spread(part, world, precision)
     if world.ranks("context") > 1:
         network.attend = Ring(world.mesh["context"].get_group(), world.at("context"), world.ranks("context"))
     return network
 
 
-def spread(module: nn.Module, world: World) -> None:
-    """Let the copies and shards of `world` share a module's parameters; gradients are summed, not averaged."""
+def spread(module: nn.Module, world: World, precision: str) -> None:
+    """Let the copies and shards of `world` share a module's parameters; gradients are summed, not averaged.
+
+    In bf16 a layer is gathered in bf16: the autograd graph would keep whole copies of that width anyway.
+    """
     if world.mesh is None or world.readers * world.ranks("context") == 1:
         return
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    found = fully_shard(module, mesh=world.spread)
+    narrow = torch.bfloat16 if precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    found = fully_shard(module, mesh=world.spread, mp_policy=policy)
     found.set_gradient_divide_factor(1.0)
     found.set_force_sum_reduction_for_comms(True)  # a factor of 1 would be a kind of sum that gloo has not
 

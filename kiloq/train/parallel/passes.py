@@ -57,19 +57,18 @@ class Straight:
     """One stage: everything but the pipeline."""
 
     def __init__(self, learner: Learner, recipe: Recipe, world: World) -> None:
-        spread(learner, world)
+        spread(learner, world, recipe.precision)
         self.modules: list[nn.Module] = [learner]
         self.networks = [learner.network]
         self._learner, self._recipe, self._device = learner, recipe, world.device
 
     def gradients(self, rows: Sequences, tokens: int) -> float:
         """As Passes."""
-        total, recipe, last = 0.0, self._recipe, False
+        total, recipe = 0.0, self._recipe
         for begin in range(0, len(rows.ids_BT), width := recipe.micro_batch or len(rows.ids_BT)):
             some = slice(begin, begin + width)
-            last = begin + width >= len(rows.ids_BT)
-            if hasattr(self._learner, "set_requires_gradient_sync"):
-                self._learner.set_requires_gradient_sync(last)  # type: ignore[operator]
+            if hasattr(self._learner, "set_requires_all_reduce"):  # shards add up every time: whole sums need memory
+                self._learner.set_requires_all_reduce(begin + width >= len(rows.ids_BT))  # type: ignore[operator]
             segments_BT = _put(rows.segments_BT[some, :-1], self._device) if recipe.block_diagonal else None
             ids_BT = _put(rows.ids_BT[some], self._device)
             loss: Tensor = self._learner(ids_BT, segments_BT, recipe.optimizer.z_loss) / tokens
@@ -105,7 +104,7 @@ class Pipelined:
         self.networks = [learner.network for learner in learners]
         self._learners, self._recipe, self._world = learners, recipe, world
         for module in self.modules:
-            spread(module, world)
+            spread(module, world, recipe.precision)
         self._numbers, self._stages = stages_here(recipe, world)
 
     def gradients(self, rows: Sequences, tokens: int) -> float:

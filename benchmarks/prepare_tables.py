@@ -62,6 +62,49 @@ def languages(figures: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
+def copies(figures: Figures) -> str:
+    """Peers in rows, the two sets of planted near copies in columns."""
+    names = {"en": "English", "zh": "Chinese"}
+    heads = [
+        f"{names[key]}, {row['documents']:,} documents: documents/CPU-s / recall / precision"
+        for key, row in figures.items()
+    ]
+    lines = ["| near copies | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for peer in dict.fromkeys(name for row in figures.values() for name in row["peers"]):
+        found = [row["peers"].get(peer) for row in figures.values()]
+        cells = [
+            f"{one['documents_per_cpu_s']:,} / {one['recall']:.3f} / {one['precision']:.3f}" if one else ""
+            for one in found
+        ]
+        lines.append(f"| {peer} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def filters(figures: Figures) -> str:
+    """Steps in rows: what each drops of planted bad documents, and of good ones."""
+    lines = ["| step alone | bad documents dropped | good ones dropped |", "|---|---|---|"]
+    for name, row in figures["dropped"].items():
+        lines.append(f"| {name} | {row['recall']:.1%} | {row['good dropped']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def encoding(figures: Figures) -> str:
+    """Ways to ids in rows."""
+    lines = ["| tokens | MB of text/CPU-s |", "|---|---|"]
+    lines += [f"| {name} | {row['median']:.1f} |" for name, row in figures["MB per CPU-s"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def vocabulary(figures: Figures) -> str:
+    """Trainers in rows."""
+    size, tokens = figures["bytes"] / 1e6, figures["tokens"]
+    lines = [f"| {tokens:,} tokens from {size:.0f} MB | CPU s | peak MB |", "|---|---|---|"]
+    for name, row in figures.items():
+        if isinstance(row, dict):
+            lines.append(f"| {name} | {row['cpu_s']['median']:.1f} | {row['peak_mb']:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def scaling(figures: Figures) -> str:
     """A row a size."""
     lines = [
@@ -116,6 +159,10 @@ def needs(figures: Figures) -> str:
 TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {  # name of the markers -> (result file, table)
     "extraction": ("web", extraction),
     "languages": ("web", languages),
+    "copies": ("dedup", copies),
+    "filters": ("filters", filters),
+    "encoding": ("encoding", encoding),
+    "vocabulary": ("bpe-training", vocabulary),
     "scaling": ("prepare-scaling", scaling),
     "needs": ("prepare-scaling", needs),
 }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,25 @@ def test_a_full_disk_is_a_sentence_and_the_work_goes_on_later(recipe: Path, expe
     assert "Traceback" not in stopped.stderr and "full.preparing" in last
     assert done(recipe, out).returncode == 0
     assert contents(out) == expected
+
+
+def test_a_file_system_without_room_is_a_sentence(recipe: Path, tmp_path: Path) -> None:
+    """A real one: 300 kB in memory, mounted where only the command and its workers see it."""
+    mount = f"mount -t tmpfs -o size=300k none {tmp_path}"
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    line = shlex.join(command(recipe, tmp_path / "out"))
+    full = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{mount} && exec {line}"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    last = full.stderr.splitlines()[-1]
+    assert full.returncode == 1 and "No space left on device" in last, full.stderr
+    assert last.startswith("kiloq: ") and last.endswith("make room, or choose another place")
+    assert "Traceback" not in full.stderr and full.stdout == ""
 
 
 def test_a_bug_in_a_worker_is_one_line_and_a_traceback_only_on_demand(recipe: Path, tmp_path: Path) -> None:

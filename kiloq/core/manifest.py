@@ -23,7 +23,8 @@ from kiloq.core.files import atomic_file, regular_size, shown, sync
 from kiloq.core.safe_json import load_object
 
 NAME = "manifest.json"
-FORMAT_VERSION = 1
+OWN = "manifest_sha256"  # the entry with the hash of all others
+FORMAT_VERSION = 2  # 1 had no hash of the manifest itself
 BLOCK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 64 << 20
 
@@ -64,10 +65,18 @@ def write_manifest(
         "notes": notes or [],
         "files": {name: _described(folder / name) for name in _files(folder)},
     }
+    text = json.dumps(manifest, ensure_ascii=False).encode("utf-8", "backslashreplace")  # names need not be UTF-8
+    manifest = json.loads(text)
+    manifest[OWN] = _own_sha256(manifest)
     with atomic_file(folder / NAME) as file:
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # names of files need not be UTF-8
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
     return manifest
+
+
+def _own_sha256(manifest: Mapping[str, Any]) -> str:
+    """Of a manifest without the entry for this."""
+    rest = {key: value for key, value in manifest.items() if key != OWN}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -76,6 +85,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise MissingError(f"{folder}: has no {NAME}: it is unfinished or was not written by kiloq")
     manifest = load_object(path, MAX_MANIFEST_BYTES)
+    if manifest.get("format_version") != 1 and manifest.get(OWN) != _own_sha256(manifest):
+        raise FormatError(f"{path}: is not as it was written: it is damaged")
     files = manifest.get("files")
     if not isinstance(manifest.get("kind"), str) or not isinstance(files, dict):
         raise FormatError(f"{path}: lacks `kind` or `files`: it is not a manifest of kiloq")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kiloq.core.errors import FormatError, MissingError, UsageError
-from kiloq.core.manifest import NAME, atomic_folder, read_manifest, sha256_file, verify_manifest, write_manifest
+from kiloq.core.manifest import NAME, OWN, atomic_folder, read_manifest, sha256_file, verify_manifest, write_manifest
 
 
 def make(target: Path, text: str = "hello") -> Path:
@@ -36,6 +36,35 @@ def test_a_manifest_says_everything(tmp_path: Path) -> None:
     assert set(manifest["files"]) == {"a.txt", "sub/b.txt"}
     assert manifest["files"]["a.txt"] == {"size": 5, "sha256": sha256_file(tmp_path / "out" / "a.txt")}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    folder = make(tmp_path / "out")
+    whole = (folder / NAME).read_bytes()
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        (folder / NAME).write_bytes(changed)
+        try:
+            same = json.loads(changed) == json.loads(whole)  # white space, or another spelling of a character
+        except ValueError:
+            same = False
+        if same:
+            read_manifest(folder)
+        else:
+            with pytest.raises(FormatError):
+                read_manifest(folder)
+
+
+def test_a_manifest_of_before_it_had_its_own_hash_is_read(tmp_path: Path) -> None:
+    folder = make(tmp_path / "out")
+    manifest = json.loads((folder / NAME).read_text())
+    del manifest[OWN]
+    (folder / NAME).write_text(json.dumps({**manifest, "format_version": 1}))
+    assert verify_manifest(folder)["kind"] == "test"
+    (folder / NAME).write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match="is not as it was written"):
+        verify_manifest(folder)
 
 
 def test_inputs_are_hashed(tmp_path: Path) -> None:

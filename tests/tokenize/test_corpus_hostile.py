@@ -298,7 +298,7 @@ def test_random_damage_is_refused_or_harmless(name: str, pieces: Path, folder: P
             assert "\n" not in str(error)
             refused += 1
         else:
-            if bytes(data) != whole and name != "manifest.json":
+            if bytes(data) != whole and name != "manifest.json":  # whose white space says nothing
                 with pytest.raises(KiloqError, match="damaged"):
                     Corpus(out, verify=True)
     assert refused > 20

@@ -15,28 +15,25 @@ from __future__ import annotations
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from kiloq.core.errors import FormatError, KiloqError, file_sentence
 from kiloq.core.manifest import atomic_folder, verify_manifest, write_manifest
 from kiloq.core.safe_json import load_object, parse_object, write_json
 from kiloq.core.safetensors import SafetensorsFile
-from kiloq.train.parallel.gradients import local
 from kiloq.train.parallel.world import World
 
 STATE = "state.json"
 SHARDING = "DCP_SHARDING_INFO"  # PyTorch's key in a file's metadata: where in the whole tensor a part begins
 MAX_STATE_BYTES = 16 << 20
 MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names
-NAMED = list[tuple[str, nn.Parameter]]
 
 
 @dataclass
@@ -51,27 +48,6 @@ class Progress:
     bad_in_a_row: int = 0
     returns: int = 0  # times that the run has gone back to a checkpoint
     recent: list[tuple[float, float]] = field(default_factory=list)  # loss and norm of the last good steps
-
-
-def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The optimizer's state of a parameter; zeros before the first step."""
-    state = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=local(parameter).device)
-        for name in MOMENTS:
-            state[name] = torch.zeros_like(parameter)
-    found: dict[str, Tensor] = state
-    return found
-
-
-def tensors_of(named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that a checkpoint has of a process, by name: the tensors themselves."""
-    found = {}
-    for name, parameter in named:
-        found[f"weights.{name}"] = parameter.detach()
-        state = moments(optimizer, parameter)
-        found |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
-    return found
 
 
 class Saver:
@@ -152,27 +128,26 @@ def _write_parts(folder: Path, tensors: Mapping[str, Tensor], group: Any) -> Non
     save(dict(tensors), storage_writer=storage, process_group=group, no_dist=group is None)
 
 
-def load(folder: Path, named: NAMED, optimizer: torch.optim.Optimizer, world: World) -> Progress:
-    """Put a checkpoint, which must have been checked, into parameters and optimizer. Raises FormatError if it is another's."""
+def progress_of(folder: Path) -> Progress:
+    """Where the run of a checkpoint was."""
+    progress = Progress(**load_object(folder / STATE, MAX_STATE_BYTES)["progress"])
+    progress.recent = [(loss, norm) for loss, norm in progress.recent]
+    return progress
+
+
+def load(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Put a checkpoint, which must have been checked, into `tensors`. Raises FormatError if it is of another network."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-    record = load_object(folder / STATE, MAX_STATE_BYTES)
-    progress = Progress(**record["progress"])
-    progress.recent = [(loss, norm) for loss, norm in progress.recent]
-    tensors = tensors_of(named, optimizer)
     _be_quiet()
-    storage = HuggingFaceStorageReader(str(folder))
     try:
-        load_tensors(tensors, storage_reader=storage, no_dist=world.mesh is None)
+        load_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world.mesh is None)
     except Exception as error:  # of shapes and names; the files themselves are as they were written
         said = " ".join(str(error).split())[:200]
         raise FormatError(
             f"{folder}: is of another network than the recipe's ({said}): give the recipe that it was made with"
         ) from None
-    for _, parameter in named:
-        optimizer.state[parameter]["step"].fill_(float(progress.updates))
-    return progress
 
 
 def _be_quiet() -> None:
@@ -180,33 +155,34 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 
-class Weights:
-    """The weights of a checkpoint, which must have been checked, put together from the parts of all processes."""
+class Parts:
+    """Tensors of a checkpoint, which must have been checked, put together from the parts of all processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str = "weights") -> None:
+        self._prefix = f"{kind}."
         self._parts: dict[str, list[tuple[SafetensorsFile, list[int]]]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             file = SafetensorsFile(path)
             offsets = parse_object(file.metadata.get(SHARDING, "{}").encode(), path)
             for name in file.names():
-                if name.startswith("weights."):
+                if name.startswith(self._prefix):
                     begin = offsets[name]["saved_offsets"] if name in offsets else [0] * len(file.info(name)[1])
-                    self._parts.setdefault(name.removeprefix("weights."), []).append((file, begin))
+                    self._parts.setdefault(name.removeprefix(self._prefix), []).append((file, begin))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the whole tensor."""
-        ends = [np.add(begin, file.info(f"weights.{name}")[1]) for file, begin in self._parts[name]]
+        ends = [np.add(begin, file.info(self._prefix + name)[1]) for file, begin in self._parts[name]]
         return tuple(np.max(ends, axis=0).tolist())
 
     def names(self) -> list[str]:
-        """Of all weights."""
+        """Of all parameters."""
         return sorted(self._parts)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """The whole tensor, float32."""
         found = np.empty(self.shape(name), np.float32)
         for file, begin in self._parts[name]:
-            part = file.array(f"weights.{name}")
+            part = file.array(self._prefix + name)
             found[tuple(slice(at, at + size) for at, size in zip(begin, part.shape, strict=True))] = part
         return found
 

@@ -11,43 +11,69 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiloq.core.errors import MissingError, UsageError
+
 if TYPE_CHECKING:
+    from kiloq.train.hardware import Device
     from kiloq.train.parallel.world import World
     from kiloq.train.settings import Recipe
 
 
 @click.command("train")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--data", type=click.Path(path_type=Path), help="The corpus to learn [default: the recipe's].")
 @click.option(
     "--set", "settings", multiple=True, metavar="A.B=C", help="Change a value of the recipe; may be repeated."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--dry-run", is_flag=True, help="Print what the run needs, and stop.")
+@click.option("--processes", type=click.IntRange(1), help="With --dry-run [default: the fewest that [parallel] needs].")
+@click.option("--gpu", metavar="NAME", help="With --dry-run: a100-80, h100, rtx-4090 or another.")
+@click.option(
+    "--peak", type=click.FloatRange(0, min_open=True), help="With --memory, of a device of your own: bf16 Tflop/s."
+)
+@click.option("--memory", type=click.FloatRange(0, min_open=True), help="With --peak: its memory, GB.")
+@click.option("--vocab-size", type=click.IntRange(1), help="With --dry-run: tokens, where there is no corpus yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train_command(
-    recipe: Path, out: Path, data: Path | None, settings: Sequence[str], device: str, as_json: bool
+    recipe: Path,
+    out: Path | None,
+    data: Path | None,
+    settings: Sequence[str],
+    device: str,
+    dry_run: bool,
+    processes: int | None,
+    gpu: str | None,
+    peak: float | None,
+    memory: float | None,
+    vocab_size: int | None,
+    as_json: bool,
 ) -> None:
     """Train a model from scratch, or go on with one, as RECIPE (a TOML file) says.
 
     OUT gets model/ (a folder for chat, serve and others), metrics.jsonl, curves.svg and checkpoints/. A run that was
-    stopped or killed goes on after its last checkpoint when the same command is given again.
-    """
-    from kiloq.core.errors import MissingError
+    stopped or killed goes on after its last checkpoint when the same command is given again. On many processes or
+    machines start it by torchrun.
 
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise MissingError("training needs PyTorch: run `pip install 'kiloq[train]'` to get it") from None
-    from kiloq.train.parallel.world import world
+    \b
+    Examples:
+      kiloq train recipes/tiny/train.toml --out run
+      kiloq train recipes/qwen-7b/train.toml --dry-run --processes 256 --gpu a100-80
+      torchrun --nproc-per-node 8 -m kiloq train recipes/small/train.toml --out run --device cuda
+    """
     from kiloq.train.settings import read_recipe
 
     found = read_recipe(recipe, settings)
     if data is not None:
         found = replace(found, data=str(data.absolute()))
-    with world(found.parallel, device) as processes:
-        report = _trained(found, out, processes)
-    if not processes.main:
+    if dry_run:
+        _print_plan(found, processes, _device(gpu, peak, memory), vocab_size, as_json)
+        return
+    if out is None:
+        raise UsageError("give --out, the folder to write, or --dry-run to see what the run needs")
+    report = _run(found, out, device)
+    if report is None:
         return
     if sys.stderr.isatty():
         click.echo("\r\x1b[K", nl=False, err=True)
@@ -61,9 +87,46 @@ def train_command(
         click.echo(f"stopped after step {report['step']:,} of {found.steps:,}; the same command goes on")
 
 
+def _device(gpu: str | None, peak: float | None, memory: float | None) -> Device | None:
+    """The accelerator that a plan is for. Raises UsageError for half of one."""
+    from kiloq.train.hardware import device_named, own_device
+
+    if gpu is not None:
+        return device_named(gpu)
+    if (peak is None) != (memory is None):
+        raise UsageError("give both --peak and --memory of a device of your own, or its name by --gpu")
+    return own_device(peak, memory) if peak is not None and memory is not None else None
+
+
+def _print_plan(
+    recipe: Recipe, processes: int | None, device: Device | None, vocab_size: int | None, as_json: bool
+) -> None:
+    from kiloq.tokenize.corpus.shards import Corpus
+    from kiloq.train.plan import as_json as planned_json
+    from kiloq.train.plan import as_text, plan, planned_config
+
+    if vocab_size is None and recipe.data is not None:
+        vocab_size = Corpus(recipe.data).vocab_size
+    found = plan(planned_config(recipe, vocab_size), recipe, processes or recipe.parallel.processes, device)
+    click.echo(json.dumps(planned_json(found)) if as_json else as_text(found))
+
+
+def _run(recipe: Recipe, out: Path, device: str) -> dict[str, Any] | None:
+    """Train; what there is to say, in the process that speaks."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise MissingError("training needs PyTorch: run `pip install 'kiloq[train]'` to get it") from None
+    from kiloq.train.parallel.world import world
+
+    with world(recipe.parallel, device) as processes:
+        report = _trained(recipe, out, processes)
+    return report if processes.main else None
+
+
 def _trained(recipe: Recipe, out: Path, processes: World) -> dict[str, Any]:
     """Train, and write the model at the end; what there is to say of the run."""
-    from kiloq.train.checkpoint import Weights, newest_good
+    from kiloq.train.checkpoint import Parts, newest_good
     from kiloq.train.export import export
     from kiloq.train.loop import Trainer
 
@@ -82,7 +145,7 @@ def _trained(recipe: Recipe, out: Path, processes: World) -> dict[str, Any]:
         newest, _ = newest_good(trainer.saver.folder)
         if processes.main and newest is not None:
             tokenizer = _tokenizer(recipe.tokenizer)
-            export(Weights(newest), trainer.config, out / "model", tokenizer, trainer.corpus.end_id, recipe.resolved())
+            export(Parts(newest), trainer.config, out / "model", tokenizer, trainer.corpus.end_id, recipe.resolved())
         processes.wait()
     return report
 

@@ -22,12 +22,12 @@ from kiloq.core.safe_json import write_json
 from kiloq.core.safetensors import TensorSpec
 from kiloq.model.config import ModelConfig
 from kiloq.tokenize.tokenizer import Tokenizer
-from kiloq.train.checkpoint import Weights
+from kiloq.train.checkpoint import Parts
 from kiloq.train.parallel.build import Value
 
 
 def export(
-    weights: Weights,
+    weights: Parts,
     config: ModelConfig,
     out: Path,
     tokenizer: Tokenizer | None,
@@ -54,7 +54,7 @@ def export(
         write_manifest(staging, "model", config=record, counts=counts)
 
 
-def _array(weights: Weights, name: str, code: str) -> Any:
+def _array(weights: Parts, name: str, code: str) -> Any:
     return weights.array(name).astype(SAFETENSORS_DTYPES[code])
 
 

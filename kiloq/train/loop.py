@@ -21,16 +21,15 @@ from kiloq.model.config import ModelConfig
 from kiloq.model.init import drawn
 from kiloq.tokenize.corpus.shards import Corpus
 from kiloq.train import checkpoint, faults
-from kiloq.train.activations import keep_activations
 from kiloq.train.batches import Batches, evaluation_rows, training_batches
-from kiloq.train.checkpoint import Progress, Saver, tensors_of
+from kiloq.train.checkpoint import Progress, Saver
 from kiloq.train.export import open_start, values_of
 from kiloq.train.metrics import Metrics
-from kiloq.train.optimizer import make_optimizer, rate, set_rate
-from kiloq.train.parallel.build import Value, make_stage
-from kiloq.train.parallel.gradients import scale, settle, squares
-from kiloq.train.parallel.passes import Passes, make_passes, stages_here, trained_parameters
+from kiloq.train.optimizer import rate
+from kiloq.train.parallel.build import Value
+from kiloq.train.parallel.engine import make_engine
 from kiloq.train.parallel.world import World
+from kiloq.train.plan import check_layout
 from kiloq.train.settings import Recipe
 from kiloq.train.watchdog import Watchdog
 
@@ -69,10 +68,8 @@ class Trainer:
         judged = self.corpus if recipe.evaluation is None else Corpus(recipe.evaluation)
         self.judged = evaluation_rows(judged, recipe.sequence, recipe.evaluate_sequences, held_out)
         self.config, value = first_values(recipe, self.corpus)
-        self.passes: Passes = _passes(recipe, self.config, value, world)
-        self.named = list(trained_parameters(self.passes))
-        self.parameters = [parameter for _, parameter in self.named]
-        self.optimizer = make_optimizer(self.parameters, recipe.optimizer)
+        check_layout(self.config, recipe, world.size)
+        self.engine = make_engine(recipe, self.config, value, world)
         self.saver = Saver(out / "checkpoints", world, recipe.keep, recipe.resolved())
         self.progress = Progress()
         self.evaluation: Evaluation | None = None  # the last one of this run
@@ -129,21 +126,18 @@ class Trainer:
     def step(self) -> Step:
         """One step of the optimizer on the batch that belongs to it."""
         recipe, batch = self.recipe, self.batch
-        for network in self.passes.networks:
-            network.train()
-        set_rate(self.optimizer, rate(recipe.optimizer, self.progress.step, recipe.steps))
+        self.engine.set_rate(rate(recipe.optimizer, self.progress.step, recipe.steps))
         tokens = recipe.batch * recipe.sequence
-        here = self.passes.gradients(self.batches.rows(self._numbers(batch)), tokens)
-        settle(self.parameters)
+        here = self.engine.gradients(self.batches.rows(self._numbers(batch)), tokens)
         loss, square, stopping = self.world.sum(
-            [here / self.world.ranks("tensor"), squares(self.parameters, self.world), float(self._asked)]
+            [here / self.world.ranks("tensor"), self.engine.squares(), float(self._asked)]
         )
         norm = math.sqrt(square)
         bad = faults.bad(loss, norm, self.progress, recipe.spikes)
         if bad is None:
-            scale(self.parameters, norm, recipe.optimizer.clip)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            norm = self.engine.update(norm)
+        else:
+            self.engine.discard()
         faults.book(self.progress, batch, loss, norm, tokens, bad is None, recipe.spikes)
         self._stopping = stopping > 0
         return Step(loss, norm, bad)
@@ -156,9 +150,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation | None:
         """The loss on the sequences that are kept apart; None where there are none."""
-        for network in self.passes.networks:
-            network.train()  # as in training: no stretching of positions
-        here = [self.passes.losses(rows_BT) for rows_BT in self.judged.values()]
+        here = [self.engine.losses(rows_BT) for rows_BT in self.judged.values()]
         alike = self.world.ranks("tensor") * self.world.readers  # processes that compute the same
         sums = dict(zip(self.judged, (total / alike for total in self.world.sum(here)), strict=True))
         tokens = {name: len(rows_BT) * self.recipe.sequence for name, rows_BT in self.judged.items()}
@@ -169,7 +161,7 @@ class Trainer:
 
     def save(self) -> None:
         """Begin to write a checkpoint."""
-        self.saver.begin(tensors_of(self.named, self.optimizer), self.progress)
+        self.saver.begin(self.engine.tensors(), self.progress)
 
     def _resume(self, say: Say) -> None:
         progress = self._newest(say)
@@ -185,7 +177,11 @@ class Trainer:
         found, passed_over = self.world.share(checkpoint.newest_good(self.saver.folder) if self.world.main else None)
         for sentence in passed_over:
             say({"note": f"passed over: {sentence}"})
-        return None if found is None else checkpoint.load(found, self.named, self.optimizer, self.world)
+        if found is None:
+            return None
+        progress = checkpoint.progress_of(found)
+        self.engine.load(found, progress)
+        return progress
 
     def _go_back(self, say: Say) -> None:
         """To the newest good checkpoint, and past the data of the bad steps. Raises KiloqError where that does not help."""
@@ -218,18 +214,6 @@ class Trainer:
 
     def _stop(self, number: int, frame: Any) -> None:
         self._asked = True
-
-
-def _passes(recipe: Recipe, config: ModelConfig, value: Value, world: World) -> Passes:
-    """The network of this process, spread over all, and the way batches go through it."""
-    numbers, stages = stages_here(recipe, world)
-    networks = [make_stage(config, value, world, recipe.precision, number, stages) for number in numbers]
-    for network in networks:
-        keep_activations(network, recipe.checkpointing)
-        if recipe.compile:
-            for block in network.layers:
-                block.compile()
-    return make_passes(networks, recipe, world)
 
 
 def first_values(recipe: Recipe, corpus: Corpus) -> tuple[ModelConfig, Value]:

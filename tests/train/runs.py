@@ -15,7 +15,7 @@ import torch
 
 from kiloq.core.manifest import write_manifest
 from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, write_index
-from kiloq.train.checkpoint import Weights, newest_good
+from kiloq.train.checkpoint import Parts, newest_good
 from kiloq.train.loop import Trainer
 from kiloq.train.metrics import METRICS, read_metrics
 from kiloq.train.parallel.world import World
@@ -63,7 +63,7 @@ def weights_at(out: Path) -> dict[str, bytes]:
     """The weights of the newest checkpoint below `out`."""
     newest, _ = newest_good(out / "checkpoints")
     assert newest is not None
-    weights = Weights(newest)
+    weights = Parts(newest)
     return {name: weights.array(name).tobytes() for name in weights.names()}
 
 

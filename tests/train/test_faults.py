@@ -36,18 +36,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spoil(trainer: Trainer, batches: set[int], factor: float = math.nan) -> None:
     """Make the gradients of some batches not finite, or `factor` times too large."""
-    real = trainer.passes.gradients
+    real = trainer.engine.gradients
 
     def gradients(rows: Any, tokens: int) -> float:
         loss = real(rows, tokens)
         if trainer.batch not in batches:
             return loss
-        for parameter in trainer.parameters:
+        for parameter in trainer.engine.parameters:
             assert parameter.grad is not None
             parameter.grad.mul_(factor)
         return loss
 
-    trainer.passes.gradients = gradients  # type: ignore[method-assign]
+    trainer.engine.gradients = gradients  # type: ignore[method-assign]
 
 
 def test_a_step_without_a_finite_gradient_is_not_taken_and_its_documents_are_named(
@@ -68,10 +68,10 @@ def test_a_step_without_a_finite_gradient_is_not_taken_and_its_documents_are_nam
 def test_weights_and_moments_are_as_before_a_bad_step(corpus: Path, tmp_path: Path) -> None:
     trainer = trainer_of(recipe(corpus), tmp_path)
     trainer.step()
-    before = {name: tensor.clone() for name, tensor in checkpoint.tensors_of(trainer.named, trainer.optimizer).items()}
+    before = {name: tensor.clone() for name, tensor in trainer.engine.tensors().items()}
     spoil(trainer, {1})
     assert trainer.step().bad == "its gradient is not finite"
-    after = checkpoint.tensors_of(trainer.named, trainer.optimizer)
+    after = trainer.engine.tensors()
     assert all((after[name] == tensor).all() for name, tensor in before.items())
 
 

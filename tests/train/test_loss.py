@@ -104,3 +104,17 @@ def test_passes_that_keep_little_learn_what_the_plain_code_learns(
     for name, mine in found[0].items():
         theirs = found[1][name]
         assert (mine - theirs).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * theirs.norm(), name
+
+
+def test_a_module_that_does_more_than_its_class_is_called() -> None:
+    class Adapter(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    x, plain, hooked = torch.ones(2, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    assert fused.learns(x, plain)
+    assert not fused.learns(x, plain, Adapter(4, 4)) and not fused.learns(x, hooked)
+    assert not fused.learns(x, torch.nn.Sequential(plain))
+    with torch.no_grad():
+        assert not fused.learns(x, plain)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kiloq.train.metrics import METRICS, read_metrics
 from kiloq.train.settings import Parallel, Recipe
 
 from .runs import SEQUENCE, launch, make_corpus, recipe, trainer_of, weights_at
@@ -63,6 +66,25 @@ def test_many_processes_learn_what_one_learns(
     if parallel in ({}, {"shard": 2}):
         assert weights_at(tmp_path / "out") == weights, "data parallelism is bitwise"
     assert SEQUENCE % 4 == 0  # what context and tensor cut
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_learns_what_we_learn_and_goes_on_from_our_checkpoints(
+    corpus: Path, tmp_path: Path, alone: Any, stage: int
+) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    parallel = Parallel(engine="deepspeed", deepspeed=str(tmp_path / "zero.json"))
+    out, wanted = tmp_path / "out", alone[0]
+    launch(spread(corpus, save_every=25, parallel=parallel, micro_batch=1), out, 2)
+    rows = read_metrics(out / METRICS)
+    assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, wanted, strict=True)) <= TOLERANCE
+    assert [row["norm"] for row in rows] == pytest.approx([row["norm"] for row in wanted], rel=1e-4)
+    (out / "checkpoints" / "step-0000050" / "manifest.json").unlink()  # as if it had been killed before
+    shutil.copytree(out, tmp_path / "without")
+    for place, more in ((out, {"parallel": parallel}), (tmp_path / "without", {})):
+        rows = launch(spread(corpus, save_every=25, micro_batch=1, **more), place, 2)
+        assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, wanted, strict=True)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

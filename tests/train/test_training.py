@@ -17,7 +17,7 @@ from kiloq.core.errors import UsageError
 from kiloq.tokenize.corpus.shards import Corpus
 from kiloq.train import checkpoint
 from kiloq.train.batches import training_batches
-from kiloq.train.checkpoint import Weights
+from kiloq.train.checkpoint import Parts
 from kiloq.train.export import export
 from kiloq.train.optimizer import rate
 from kiloq.train.settings import Optimizer, Recipe, read_recipe
@@ -126,7 +126,7 @@ def test_what_saves_memory_changes_no_loss(corpus: Path, tmp_path: Path, change:
 
 def test_documents_of_a_packed_row_do_not_see_each_other(corpus: Path, tmp_path: Path) -> None:
     trainer = trainer_of(recipe(corpus, block_diagonal=True), tmp_path)
-    network = trainer.passes.networks[0].train()
+    network = trainer.engine.passes.networks[0]
     rows = trainer.batches.rows([next(n for n in range(50) if trainer.batches.rows([n]).segments_BT[0, SEQUENCE - 4])])
     ids, segments = rows.ids_BT[:, :-1], rows.segments_BT[:, :-1]
     assert len(set(segments[0].tolist())) > 1
@@ -149,10 +149,10 @@ def test_a_loss_that_falls_and_a_folder_that_opens(corpus: Path, tmp_path: Path)
     assert set(rows) == set(trainer.corpus.sources) and after.loss == pytest.approx(mean)
     newest, _ = checkpoint.newest_good(trainer.saver.folder)
     assert newest is not None
-    export(Weights(newest), trainer.config, tmp_path / "model", None, END, {})
+    export(Parts(newest), trainer.config, tmp_path / "model", None, END, {})
     source = open_model(tmp_path / "model")
     assert source.config.vocab_size == 128 and source.generation.eos_ids == (END,)
-    for name, parameter in trainer.named:
+    for name, parameter in trainer.engine.named:
         assert np.abs(source.tensor(name).astype(np.float32) - parameter.detach().numpy()).max() < 4e-3
     again = trainer_of(recipe(corpus, start=str(tmp_path / "model")), tmp_path / "again")
     found = again.evaluate()

@@ -50,7 +50,7 @@ clean:
 
 # The extras by their own names: asking for kiloq again would compile its engine a second time.
 EXTRAS := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	print(*(name for extra in ("train", "serve", "data", "ray", "dev") for name in extras[extra]), sep="\n")
+	print(*(name for extra in ("train", "deepspeed", "serve", "data", "ray", "dev") for name in extras[extra]), sep="\n")
 
 .venv/.dev-ready: .venv/.chat-ready
 	@echo "installing PyTorch and the test tools into .venv (once) ..." >&2

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,8 +166,8 @@ ENGINES = {"kiloq": kiloq_step, "transformers": transformers_step, "gpt2": gpt2_
 
 def memory(field: str) -> int:
     """Bytes of this process: "VmHWM" at most so far, "VmRSS" now. Source: Linux, proc_pid_status(5)."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def main() -> None:

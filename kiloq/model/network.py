@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kiloq.model import fused
 from kiloq.model.attention import Span, attend
 from kiloq.model.cache import KVCache
 from kiloq.model.config import ModelConfig
@@ -71,10 +72,19 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`."""
+        """Same shape and dtype as `x`; of a float32 `x`, in a pass that learns under autocast, autocast's dtype."""
+        if x.dtype == torch.float32 and fused.learns(x, self):
+            return fused.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight
+
+
+def project(x: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
+    """What each of `modules` makes of `x`."""
+    if fused.learns(x, *modules):
+        return fused.projections(x, *modules)
+    return tuple(module(x) for module in modules)
 
 
 class Attention(nn.Module):
@@ -94,7 +104,7 @@ class Attention(nn.Module):
     def forward(self, x_BTC: Tensor, context: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]; stores keys and values in the cache if there is one."""
         q_BTHD, k_BTGD, v_BTGD = (
-            proj(x_BTC).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            x.view(*x.shape[:-1], -1, self.head_dim) for x in project(x_BTC, self.q_proj, self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
@@ -105,7 +115,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             k_BTGD, v_BTGD = (x.to(q_BTHD.dtype) for x in context.cache.store(self.layer, k_BTGD, v_BTGD))
         out_BTHD = context.attend(q_BTHD, k_BTGD, v_BTGD, context.span, context.windows[self.layer])
-        out_BTC: Tensor = self.o_proj(out_BTHD.flatten(-2))
+        (out_BTC,) = project(out_BTHD.flatten(-2), self.o_proj)
         return out_BTC
 
 
@@ -121,7 +131,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        out_BTC: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
+        gate_BTF, up_BTF = project(x_BTC, self.gate_proj, self.up_proj)
+        inner_BTF = fused.gated(gate_BTF, up_BTF) if fused.learns(gate_BTF) else F.silu(gate_BTF) * up_BTF
+        (out_BTC,) = project(inner_BTF, self.down_proj)
         return out_BTC
 
 

@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from kiloq.model import fused
 from kiloq.model.rope_scaling import RopeScaling
 
 
@@ -39,6 +40,8 @@ def rotary_tables(positions_BT: Tensor, inverse_BR: Tensor, magnitude: float = 1
 
 def rotate(x_BTHD: Tensor, cos_BT1R: Tensor, sin_BT1R: Tensor) -> Tensor:
     """Turns the leading R dimensions of every head; in float32, whatever comes in, and cast back."""
+    if fused.learns(x_BTHD):
+        return fused.turned(x_BTHD, cos_BT1R, sin_BT1R)
     rotary_dim = cos_BT1R.shape[-1]
     turned = x_BTHD[..., :rotary_dim].float()
     first, second = turned.chunk(2, dim=-1)

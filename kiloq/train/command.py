@@ -117,8 +117,10 @@ def _run(recipe: Recipe, out: Path, device: str) -> dict[str, Any] | None:
         import torch  # noqa: F401
     except ImportError:
         raise MissingError("training needs PyTorch: run `pip install 'kiloq[train]'` to get it") from None
+    from kiloq.train.allocator import keep_memory
     from kiloq.train.parallel.world import world
 
+    keep_memory()
     with world(recipe.parallel, device) as processes:
         report = _trained(recipe, out, processes)
     return report if processes.main else None

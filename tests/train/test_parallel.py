@@ -69,6 +69,7 @@ def test_many_processes_learn_what_one_learns(
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.timeout(300)  # DeepSpeed compiles a part of itself when it is first used
 def test_deepspeed_learns_what_we_learn_and_goes_on_from_our_checkpoints(
     corpus: Path, tmp_path: Path, alone: Any, stage: int
 ) -> None:

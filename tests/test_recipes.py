@@ -14,9 +14,12 @@ import pytest
 
 from kiloq.prepare.pipeline.recipe import read_recipe
 from kiloq.prepare.pipeline.run import checked
+from kiloq.train.plan import plan, planned_config
+from kiloq.train.settings import read_recipe as read_training
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/prepare.toml"))
+TRAININGS = sorted(path for name in ("train", "proxy") for path in (ROOT / "recipes").glob(f"*/{name}.toml"))
 # pages in Chinese, of which tiny has five times as many
 OFFICE = '["*/text/swriter/*.html", "*/text/sdatabase/*.html"]'
 PACKAGES = sorted((ROOT / "recipes").glob("*/packages.toml"))
@@ -37,6 +40,13 @@ def test_a_recipe_parses_and_its_steps_fit_together(path: Path) -> None:
     recipe = read_recipe(path)
     checked(recipe)
     assert recipe.source and all(Path(source.path).is_relative_to(path.parent) for source in recipe.source)
+
+
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_training_recipe_parses_and_plans(path: Path) -> None:
+    recipe = read_training(path)
+    found = plan(planned_config(recipe, 4096), recipe, recipe.parallel.processes)
+    assert found.parameters > 50_000 and found.fullest.memory.total > 0
 
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)
@@ -65,22 +75,30 @@ def test_a_package_with_other_contents_is_refused(tmp_path: Path, monkeypatch: p
         sys.modules.pop("fetch", None)
 
 
+def sets(values: list[str]) -> list[str]:
+    """Each as a --set."""
+    return [word for value in values for word in ("--set", value)]
+
+
 @pytest.mark.timeout(300)  # 16 s of processor time, on machines that do other work too
-def test_the_tiny_recipe_runs_to_its_shards(tmp_path: Path) -> None:
+def test_the_tiny_recipe_runs_to_a_model_that_continues_text(tmp_path: Path) -> None:
     """Rows are counted with Parquet, tokens in the file; copies are pages and what they are made of. A fifth of a source."""
     tiny = ROOT / "recipes" / "tiny"
     if not all((tiny / "raw" / kind / row["name"]).exists() for kind, row in packages_of(tiny)):
         pytest.skip("the texts of the tiny recipe are not here: run `python recipes/fetch.py recipes/tiny`")
-    corpus, words, shards = (str(tmp_path / name) for name in ("corpus", "words", "shards"))
+    corpus, words, shards, run = (str(tmp_path / name) for name in ("corpus", "words", "shards", "run"))
+    fewer = ["steps=24", "evaluate_every=12", "save_every=12", f"tokenizer={words}", 'samples=["The Debian"]']
     done = [
         subprocess.run([sys.executable, "-m", "kiloq", *arguments], capture_output=True, text=True, check=False)
         for arguments in (
             ["prepare", str(tiny / "prepare.toml"), "--out", corpus, "--json", "--set", f"source.5.include={OFFICE}"],
             ["tokenize", "train", f"{corpus}/documents", "--vocab-size", "8192", "--out", words],
             ["tokenize", "corpus", corpus, "--tokenizer", words, "--out", shards, "--json"],
+            ["train", str(tiny / "train.toml"), "--data", shards, "--out", run, "--json", *sets(fewer)],
+            ["generate", f"{run}/model", "The Debian", "--max-new-tokens", "12", "--json"],
         )
     ]
-    assert [one.returncode for one in done] == [0, 0, 0], [one.stderr for one in done]
+    assert [one.returncode for one in done] == [0] * 5, [one.stderr for one in done]
     funnel, encoded = json.loads(done[0].stdout), json.loads(done[2].stdout)
     count = funnel["documents"]["read"]
     for step in funnel["steps"]:
@@ -95,3 +113,10 @@ def test_the_tiny_recipe_runs_to_its_shards(tmp_path: Path) -> None:
     assert texts.column("format").to_pylist().count("code") > 100
     assert funnel["sources"]["developers"]["kept"]["documents"] < funnel["sources"]["developers"]["read"]["documents"]
     assert sum(np.fromfile(path, np.uint32).size for path in Path(shards).glob("*.tokens")) == encoded["tokens"]
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["evaluation_loss"] < 7.6 < rows[0]["loss"] < 9.1  # ln(8192) is 9.01
+    assert json.loads(done[3].stdout)["evaluation_loss"] == rows[-1]["evaluation_loss"]
+    assert set(rows[-1]["evaluation_losses"]) >= {"python", "faq", "office-zh"}
+    assert [len(row["samples"]) for row in rows if "samples" in row] == [1, 1]
+    assert rows[-1]["samples"][0].startswith("The Debian") and len(rows[-1]["samples"][0]) > 20
+    assert json.loads(done[4].stdout)["usage"]["completion_tokens"] > 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kiloq.core.display import neutralise
 from kiloq.core.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -159,11 +160,26 @@ def _tokenizer(source: str | None) -> Any:
 
 
 def _say(row: Mapping[str, Any]) -> None:
+    """A line that moves in a terminal; elsewhere one for every evaluation."""
     if "note" in row:
         click.echo(row["note"], err=True)
         return
-    line = f"step {row['step']:,}: loss {row['loss']:.3f}, norm {row['norm']:.2f}, {row['tokens_per_second']:,.0f} tokens/s"
-    if "evaluation_loss" in row:
+    line = (
+        f"step {row['step']:,}: loss {row['loss']:.3f}, norm {row['norm']:.2f}, rate {row['rate']:.2g}, "
+        f"{row['tokens_per_second']:,.0f} tokens/s, {row['teraflops']:.3g} Tflop/s, {_span(row['seconds_left'])} left"
+    )
+    if "bad" in row:
+        click.echo(f"step {row['step']:,} was not taken: {row['bad']}", err=True)
+    elif "evaluation_loss" in row:
         click.echo(f"{line}, evaluation {row['evaluation_loss']:.3f}", err=True)
+        for sample in row.get("samples", ()):
+            click.echo(f"  {neutralise(' '.join(sample.split()))}", err=True)
     elif sys.stderr.isatty():
         click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+
+
+def _span(seconds: float) -> str:
+    """Time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

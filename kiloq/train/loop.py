@@ -18,8 +18,10 @@ from typing import Any
 
 from kiloq.core.errors import KiloqError, UsageError
 from kiloq.model.config import ModelConfig
+from kiloq.model.flops import training_flops
 from kiloq.model.init import drawn
 from kiloq.tokenize.corpus.shards import Corpus
+from kiloq.tokenize.tokenizer import Tokenizer
 from kiloq.train import checkpoint, faults
 from kiloq.train.batches import Batches, evaluation_rows, training_batches
 from kiloq.train.checkpoint import Progress, Saver
@@ -30,6 +32,7 @@ from kiloq.train.parallel.build import Value
 from kiloq.train.parallel.engine import make_engine
 from kiloq.train.parallel.world import World
 from kiloq.train.plan import check_layout
+from kiloq.train.samples import continued
 from kiloq.train.settings import Recipe
 from kiloq.train.watchdog import Watchdog
 
@@ -74,6 +77,7 @@ class Trainer:
         self.progress = Progress()
         self.evaluation: Evaluation | None = None  # the last one of this run
         self._metrics: Metrics | None = None
+        self._samples = self._sampler() if recipe.samples else None
         self._asked = False  # this process was told to stop
         self._stopping = False  # all know it, after the same step
 
@@ -94,6 +98,8 @@ class Trainer:
                 self.saver.finish()
         finally:
             signal.signal(signal.SIGTERM, before)
+            if self._metrics is not None:
+                self._metrics.close()
         return self.progress
 
     def _round(self, say: Say) -> None:
@@ -104,6 +110,8 @@ class Trainer:
         judged = self._due(self.recipe.evaluate_every)
         if judged and (evaluation := self.evaluate()) is not None:
             row |= {"evaluation_loss": evaluation.loss, "evaluation_losses": evaluation.by_source}
+        if judged and self._samples is not None:
+            row["samples"] = self._samples()
         if self._metrics is not None:
             self._metrics.add(row)
             if judged:
@@ -142,6 +150,13 @@ class Trainer:
         self._stopping = stopping > 0
         return Step(loss, norm, bad)
 
+    def _sampler(self) -> Callable[[], list[str]]:
+        """What continues the recipe's prompts. Raises UsageError where that cannot be."""
+        if self.world.size > 1 or self.recipe.tokenizer is None:
+            raise UsageError("recipe: samples need a tokenizer and a single process: give tokenizer, or no samples")
+        network, tokenizer = self.engine.networks[0], Tokenizer.load(self.recipe.tokenizer)
+        return partial(continued, network, tokenizer, self.recipe.samples)
+
     def _numbers(self, batch: int) -> range:
         """The numbers of the sequences of a batch that this process reads."""
         here = self.recipe.batch // self.world.readers
@@ -170,7 +185,7 @@ class Trainer:
             say({"note": f"going on after step {progress.step:,}"})
         if self.world.main:
             self.out.mkdir(parents=True, exist_ok=True)
-            self._metrics = Metrics(self.out, self.progress.step)
+            self._metrics = Metrics(self.out, self.progress.step, self.recipe.tensorboard)
 
     def _newest(self, say: Say) -> Progress | None:
         """Take the newest good checkpoint into the network and say which were not; None where there is none."""
@@ -205,6 +220,8 @@ class Trainer:
             "rate": rate(recipe.optimizer, self.progress.step - 1, recipe.steps),
             "tokens": self.progress.tokens,
             "tokens_per_second": round(recipe.batch * recipe.sequence / seconds, 1),
+            "teraflops": round(training_flops(self.config, recipe.sequence) * recipe.batch / seconds / 1e12, 4),
+            "seconds_left": round(seconds * (recipe.steps - self.progress.step), 1),
         }
         if found.bad is not None:
             first = (self.batch - 1) * recipe.batch

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kiloq.core.chart import curves
+from kiloq.core.errors import MissingError
 from kiloq.core.files import atomic_file
 
 METRICS, CURVES = "metrics.jsonl", "curves.svg"
@@ -16,7 +17,8 @@ METRICS, CURVES = "metrics.jsonl", "curves.svg"
 class Metrics:
     """The file of metrics of one run; lines of steps that are done again after a restart are cut off first."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
+        self._board = _board(folder) if tensorboard else None
         self._path, self._curves = folder / METRICS, folder / CURVES
         self.rows = [row for row in read_metrics(self._path) if row.get("step", 0) <= step]
         with atomic_file(self._path) as file:
@@ -27,6 +29,15 @@ class Metrics:
         self.rows.append(dict(row))
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """After the last row."""
+        if self._board is not None:
+            self._board.close()
 
     def draw(self) -> None:
         """Draw the losses anew."""
@@ -40,6 +51,17 @@ class Metrics:
                     {name: points for name, points in lines.items() if points}, "step", "loss (nats a token)"
                 ).encode()
             )
+
+
+def _board(folder: Path) -> Any:
+    """A writer of events for TensorBoard. Raises MissingError where that is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingError(
+            "tensorboard = true needs another package: run `pip install tensorboard` to get it"
+        ) from None
+    return SummaryWriter(str(folder / "events"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ class Recipe:
     evaluate_sequences: int = 64  # about; each source has one where it can
     save_every: int = 200  # steps
     keep: int = 2  # checkpoints, the newest
-    sample_prompts: tuple[str, ...] = ()  # continued after every evaluation, where one process has the whole network
+    samples: tuple[str, ...] = ()  # prompts that are continued after every evaluation; one process, with `tokenizer`
     max_bad_steps: int = 5  # in a row that could not be taken; then back to the last checkpoint, past their data
     spikes: float | None = None  # a loss or norm so many standard deviations above the last 128 is not taken; OLMo 2: 6
     hang_minutes: float = 30  # without a step until a process says where it is and ends; ours

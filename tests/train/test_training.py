@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kiloq.convert.source import open_model
-from kiloq.core.errors import UsageError
+from kiloq.core.errors import MissingError, UsageError
 from kiloq.tokenize.corpus.shards import Corpus
 from kiloq.train import checkpoint
 from kiloq.train.batches import training_batches
 from kiloq.train.checkpoint import Parts
 from kiloq.train.export import export
 from kiloq.train.optimizer import rate
-from kiloq.train.settings import Optimizer, Recipe, read_recipe
+from kiloq.train.parallel.engine import make_engine
+from kiloq.train.parallel.world import World
+from kiloq.train.settings import Optimizer, Parallel, Recipe, Shape, read_recipe
 
 from .runs import END, SEQUENCE, make_corpus, recipe, trainer_of, weights_at
 
@@ -130,8 +134,6 @@ def test_documents_of_a_packed_row_do_not_see_each_other(corpus: Path, tmp_path:
     rows = trainer.batches.rows([next(n for n in range(50) if trainer.batches.rows([n]).segments_BT[0, SEQUENCE - 4])])
     ids, segments = rows.ids_BT[:, :-1], rows.segments_BT[:, :-1]
     assert len(set(segments[0].tolist())) > 1
-    import torch
-
     packed = network.hidden(torch.from_numpy(ids), segments_BT=torch.from_numpy(segments))[0]
     for segment in set(segments[0].tolist()):
         own = torch.from_numpy(ids[:, segments[0] == segment])
@@ -189,3 +191,25 @@ def test_a_run_without_data_says_so(tmp_path: Path, corpus: Path) -> None:
         trainer_of(replace(recipe(corpus), data=None), tmp_path)
     with pytest.raises(UsageError, match="has no sequence of 100000 tokens"):
         trainer_of(recipe(corpus, sequence=100_000), tmp_path)
+
+
+def test_samples_need_a_tokenizer_and_boards_a_package(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="samples need a tokenizer and a single process"):
+        trainer_of(recipe(corpus, samples=("a",)), tmp_path)
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(MissingError, match="pip install tensorboard"):
+            trainer_of(recipe(corpus, tensorboard=True), tmp_path).run(lambda row: None)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "more", "sentence"),
+    [
+        ({"context": 2}, {"block_diagonal": True}, "context is 2, and block_diagonal"),
+        ({"pipeline": 2}, {}, "pipeline is 2, and tied embeddings would be in two stages"),
+    ],
+)
+def test_what_cannot_go_together(parallel: dict[str, int], more: dict[str, Any], sentence: str) -> None:
+    tied = Shape(hidden_size=32, num_layers=2, num_heads=2, ffn_size=64, tied_embeddings=True)
+    found = Recipe(parallel=Parallel(**parallel), model=tied, **more)
+    with pytest.raises(UsageError, match=sentence):
+        make_engine(found, tied.config(128, 16), lambda name, shape: torch.zeros(*shape), World(torch.device("cpu")))

@@ -11,7 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kiloq.core.errors import UsageError
 from kiloq.model.config import ModelConfig
+from kiloq.model.network import Network
 from kiloq.train import checkpoint
 from kiloq.train.activations import keep_activations
 from kiloq.train.batches import Array, Sequences
@@ -26,6 +28,8 @@ from kiloq.train.settings import Recipe
 
 class Engine(Protocol):
     """The weights of a run, as far as this process has them, and what changes them."""
+
+    networks: list[Network]
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next step."""
@@ -62,6 +66,7 @@ class Engine(Protocol):
 
 def make_engine(recipe: Recipe, config: ModelConfig, value: Value, world: World) -> Engine:
     """The engine that a recipe names, with first values."""
+    _check(recipe, config)
     zero = recipe.parallel.engine == "deepspeed"
     numbers, stages = stages_here(recipe, world)
     among = World(world.device) if zero else world  # DeepSpeed shares the network out itself
@@ -79,11 +84,26 @@ def make_engine(recipe: Recipe, config: ModelConfig, value: Value, world: World)
     return TorchEngine(make_passes(networks, recipe, world), recipe, world)
 
 
+def _check(recipe: Recipe, config: ModelConfig) -> None:
+    """Raises UsageError for what cannot go together."""
+    parallel = recipe.parallel
+    if parallel.context > 1 and (recipe.block_diagonal or config.windows):
+        raise UsageError(
+            f"parallel: context is {parallel.context}, and block_diagonal or a network with windows needs masks that ring "
+            "attention does not have: give context = 1"
+        )
+    if parallel.pipeline > 1 and config.tied_embeddings:
+        raise UsageError(
+            f"parallel: pipeline is {parallel.pipeline}, and tied embeddings would be in two stages: give pipeline = 1, or "
+            "tied_embeddings = false"
+        )
+
+
 class TorchEngine:
     """PyTorch's parallelism and its AdamW."""
 
     def __init__(self, passes: Passes, recipe: Recipe, world: World) -> None:
-        self.passes, self._recipe, self._world = passes, recipe, world
+        self.passes, self.networks, self._recipe, self._world = passes, passes.networks, recipe, world
         self.named = list(trained_parameters(passes))
         self.parameters = [parameter for _, parameter in self.named]
         self.optimizer = make_optimizer(self.parameters, recipe.optimizer)

@@ -33,7 +33,7 @@ class Zero:
     """An Engine (kiloq.train.parallel.engine) inside DeepSpeed."""
 
     def __init__(self, network: Network, recipe: Recipe, world: World) -> None:
-        self._network, self._recipe, self._world = network, recipe, world
+        self.networks, self._recipe, self._world = [network], recipe, world
         self._share = recipe.batch // world.readers
         self._width = recipe.micro_batch or self._share
         learner = Learner(network, recipe, world)
@@ -141,7 +141,7 @@ class Zero:
             shared._lazy_init_hp_params_optimizer_state()
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self._network.named_parameters()
+        yield from self.networks[0].named_parameters()
 
     def _put(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self._world.device)

@@ -105,6 +105,17 @@ def vocabulary(figures: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
+def compression(figures: Figures) -> str:
+    """Languages in rows, vocabularies in columns."""
+    languages = figures["languages"]
+    names = list(next(iter(languages.values()))["tokenizers"])
+    lines = ["| bytes a token | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for language, row in languages.items():
+        cells = (f"{row['tokenizers'][name]['bytes_per_token']:.2f}" for name in names)
+        lines.append(f"| {language} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def scaling(figures: Figures) -> str:
     """A row a size."""
     lines = [
@@ -163,6 +174,7 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {  # name of the marke
     "filters": ("filters", filters),
     "encoding": ("encoding", encoding),
     "vocabulary": ("bpe-training", vocabulary),
+    "compression": ("compression", compression),
     "scaling": ("prepare-scaling", scaling),
     "needs": ("prepare-scaling", needs),
 }

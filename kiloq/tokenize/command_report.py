@@ -43,11 +43,11 @@ def report_command(
     """Compare how tokenizers compress INPUTS, language by language.
 
     The language of a text is its row's "language" or "lang", else the folder that its file lies in, else the name of
-    the file. Files are text, .jsonl or .parquet; text and .jsonl may end in .gz or .zst.
+    the file. Files are text, .jsonl or .parquet; text and .jsonl may end in .gz or .zst. A tokenizer.json that kiloq
+    itself does not read is read by the package `tokenizers`, where it is installed.
     """
     from kiloq.tokenize import compression
     from kiloq.tokenize.texts import read_texts
-    from kiloq.tokenize.tokenizer import Tokenizer
 
     named = _named(sources)
     first = next(iter(named)) if baseline is None else baseline
@@ -55,7 +55,7 @@ def report_command(
         raise UsageError(f"--baseline {shown(first, 60)} is none of the tokenizers: choose of {', '.join(named)}")
     if out is not None:
         check_target(out)
-    tokenizers = {name: Tokenizer.load(source) for name, source in named.items()}
+    tokenizers = {name: compression.load_any(source) for name, source in named.items()}
     found = compression.measure(read_texts(inputs, field), tokenizers, first, strip=strip)
     if out is not None:
         with atomic_file(out) as file:

@@ -8,12 +8,14 @@ are those of the text in NFC, and every vocabulary gets that text, so that none 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
+from pathlib import Path
+from typing import Any, Protocol
 
 from kiloq.core.chart import bars
-from kiloq.core.errors import UsageError
+from kiloq.core.errors import FormatError, UsageError
 from kiloq.core.page import cell, page
 from kiloq.tokenize.normalize import nfc, well_formed
 from kiloq.tokenize.texts import Text
@@ -56,8 +58,46 @@ class Compression:
         return exp(sum(log(self.relative(language, name)) for language in self.languages) / len(self.languages))
 
 
+class Encodes(Protocol):
+    """All that is asked of a tokenizer here."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Its ids, without tokens for the beginning or the end."""
+        ...
+
+
+def load_any(source: str) -> Encodes:
+    """A tokenizer that kiloq reads, or a tokenizer.json that Hugging Face's package reads. Raises as Tokenizer.load."""
+    try:
+        return Tokenizer.load(source)
+    except FormatError as error:
+        path = Path(source) / "tokenizer.json" if Path(source).is_dir() else Path(source)
+        if path.suffix != ".json":
+            raise
+        try:
+            from tokenizers import Tokenizer as Foreign  # type: ignore[import-untyped, unused-ignore]
+        except ImportError:
+            raise error from None
+        try:
+            return _Foreign(Foreign.from_file(str(path)))
+        except Exception:  # the package has no class of its own for what it cannot read
+            raise error from None
+
+
+class _Foreign:
+    """A tokenizer of the package `tokenizers`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> Sequence[int]:
+        """As Encodes."""
+        ids: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
 def measure(
-    texts: Iterable[Text], tokenizers: Mapping[str, Tokenizer], baseline: str, *, strip: bool = False
+    texts: Iterable[Text], tokenizers: Mapping[str, Encodes], baseline: str, *, strip: bool = False
 ) -> Compression:
     """Encode every text with every tokenizer. Raises UsageError where there is no text.
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from support import qwen_vocabulary, shared
 
-from kiloq.core.errors import KiloqError, UsageError
+from kiloq.core.errors import FormatError, KiloqError, UsageError
 from kiloq.core.page import cell, page
 from kiloq.tokenize.command import command
 from kiloq.tokenize.compression import measure, report_page
@@ -113,3 +113,17 @@ def test_wrong_use(vocabulary: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(KiloqError, match=said):
             run(*arguments)
+
+
+def test_a_tokenizer_that_only_hugging_face_reads(tmp_path: Path) -> None:
+    """Word pieces, which kiloq has no reader for; and a file that nobody reads keeps kiloq's sentence."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "words.json"))
+    (tmp_path / "a.txt").write_text("the cat sat")
+    report = json.loads(run(tmp_path / "a.txt", "-t", f"words={tmp_path / 'words.json'}", "--json"))
+    assert report["languages"]["a"]["tokenizers"]["words"]["tokens"] == 3
+    (tmp_path / "bad.json").write_text('{"model": {"type": "Nothing"}}')
+    with pytest.raises(FormatError, match=r"bad\.json"):
+        run(tmp_path / "a.txt", "-t", tmp_path / "bad.json")

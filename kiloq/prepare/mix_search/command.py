@@ -12,6 +12,7 @@ import click
 from kiloq.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from kiloq.prepare.mix_search.search import Found, Search
     from kiloq.tokenize.corpus.shards import Corpus
 
 LEAST_SHARE = 0.001  # of the tokens; a proxy cannot learn anything of a smaller source, which keeps its size. Ours
@@ -66,13 +67,10 @@ def mix_search_command(
     """
     from kiloq.core.machine import usable_cores
     from kiloq.core.manifest import NAME, check_replaceable, sha256_file, write_manifest
-    from kiloq.core.safe_json import write_json
     from kiloq.core.work import WorkFolder
     from kiloq.prepare.command import Line
     from kiloq.prepare.mix_search.proxies import Proxies
-    from kiloq.prepare.mix_search.report import foreseen, report_page, verdict
     from kiloq.prepare.mix_search.search import Search, search
-    from kiloq.prepare.mix_search.search import as_json as record_of
     from kiloq.tokenize.corpus.shards import Corpus
 
     check_replaceable(out)
@@ -92,18 +90,35 @@ def mix_search_command(
             found = search(plan, proxies, jobs or usable_cores(), line.show)
         finally:
             line.end()
-        record = record_of(plan, found)
-        write_json(result / "search.json", record)
-        write_json(result / "mix.json", {"sources": _shares(opened, found.shares, found.weights)})
-        (result / "weights.toml").write_text(_toml(_shares(opened, found.shares, found.weights)), encoding="utf-8")
-        (result / "report.html").write_text(report_page(plan, found), encoding="utf-8")
+        rows = _shares(opened, found.shares, found.weights)
+        _write(result, plan, found, rows)
         write_manifest(result, "mix", inputs=inputs, config=config, seed=seed)
         work.deliver(out)
-    if as_json:
-        click.echo(json.dumps({"out": str(out), **record}))
+    _print(plan, found, rows, out, as_json)
+
+
+def _write(folder: Path, plan: Search, found: Found, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The files of a finished search."""
+    from kiloq.core.safe_json import write_json
+    from kiloq.prepare.mix_search.report import report_page
+    from kiloq.prepare.mix_search.search import as_json
+
+    write_json(folder / "search.json", as_json(plan, found))
+    write_json(folder / "mix.json", {"sources": list(rows)})
+    (folder / "weights.toml").write_text(_toml(rows), encoding="utf-8")
+    (folder / "report.html").write_text(report_page(plan, found), encoding="utf-8")
+
+
+def _print(plan: Search, found: Found, rows: Sequence[Mapping[str, Any]], out: Path, machine: bool) -> None:
+    from kiloq.prepare.mix_search.report import foreseen, verdict
+    from kiloq.prepare.mix_search.search import as_json
+
+    if machine:
+        click.echo(json.dumps({"out": str(out), **as_json(plan, found)}))
         return
-    for row in _shares(opened, found.shares, found.weights):
-        click.echo(f"{row['name']:<24}{natural.get(row['name'], row['share']):>8.1%} -> {row['share']:>6.1%}")
+    for row in rows:
+        before = plan.natural.get(row["name"], row["share"])
+        click.echo(f"{row['name']:<24}{before:>8.1%} -> {row['share']:>6.1%}")
     click.echo(f"\n{verdict(found)}\n{foreseen(plan, found)}\n{out / 'report.html'} shows more")
 
 

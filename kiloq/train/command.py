@@ -166,7 +166,8 @@ def _say(row: Mapping[str, Any]) -> None:
         return
     line = (
         f"step {row['step']:,}: loss {row['loss']:.3f}, norm {row['norm']:.2f}, rate {row['rate']:.2g}, "
-        f"{row['tokens_per_second']:,.0f} tokens/s, {row['teraflops']:.3g} Tflop/s, {_span(row['seconds_left'])} left"
+        f"{row['tokens_per_second']:,.0f} tokens/s, {row['teraflops']:.3g} Tflop/s, "
+        f"{row['memory_gb']:.1f} GB, {_span(row['seconds_left'])} left"
     )
     if "bad" in row:
         click.echo(f"step {row['step']:,} was not taken: {row['bad']}", err=True)

@@ -26,7 +26,7 @@ from kiloq.train import checkpoint, faults
 from kiloq.train.batches import Batches, evaluation_rows, training_batches
 from kiloq.train.checkpoint import Progress, Saver
 from kiloq.train.export import open_start, values_of
-from kiloq.train.metrics import Metrics
+from kiloq.train.metrics import Metrics, peak_memory
 from kiloq.train.optimizer import rate
 from kiloq.train.parallel.build import Value
 from kiloq.train.parallel.engine import make_engine
@@ -119,12 +119,16 @@ class Trainer:
         say(row)
         if self.progress.bad_in_a_row >= self.recipe.max_bad_steps:
             self._go_back(say)
-        elif self._due(self.recipe.save_every) and not self.progress.bad_in_a_row:
+        elif self._due(self.recipe.save_every) and self._worth_keeping():
             self.save()
 
     def _due(self, every: int) -> bool:
         """Whether the step just done is one of those, or the last."""
         return self.progress.step % every == 0 or self.progress.step == self.recipe.steps
+
+    def _worth_keeping(self) -> bool:
+        """Not among bad steps, to which nobody wants to go back, but for the end."""
+        return not self.progress.bad_in_a_row or self.progress.step == self.recipe.steps
 
     @property
     def batch(self) -> int:
@@ -221,6 +225,7 @@ class Trainer:
             "tokens": self.progress.tokens,
             "tokens_per_second": round(recipe.batch * recipe.sequence / seconds, 1),
             "teraflops": round(training_flops(self.config, recipe.sequence) * recipe.batch / seconds / 1e12, 4),
+            "memory_gb": round(peak_memory(self.world.device) / 1e9, 3),
             "seconds_left": round(seconds * (recipe.steps - self.progress.step), 1),
         }
         if found.bad is not None:

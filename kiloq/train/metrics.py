@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kiloq.core.chart import curves
 from kiloq.core.errors import MissingError
@@ -62,6 +65,13 @@ def _board(folder: Path) -> Any:
             "tensorboard = true needs another package: run `pip install tensorboard` to get it"
         ) from None
     return SummaryWriter(str(folder / "events"))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU the most that was allocated, of a processor the most that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -65,6 +65,14 @@ def test_a_step_without_a_finite_gradient_is_not_taken_and_its_documents_are_nam
     assert trainer.progress.tokens == 3 * batch * trainer.recipe.sequence
 
 
+def test_a_run_whose_last_step_is_bad_has_its_last_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(recipe(corpus), tmp_path)
+    spoil(trainer, {5})
+    trainer.run(lambda row: None)
+    found, _ = checkpoint.newest_good(tmp_path / "checkpoints")
+    assert found is not None and found.name == "step-0000006" and checkpoint.progress_of(found).skipped == [5]
+
+
 def test_weights_and_moments_are_as_before_a_bad_step(corpus: Path, tmp_path: Path) -> None:
     trainer = trainer_of(recipe(corpus), tmp_path)
     trainer.step()

@@ -1,10 +1,12 @@
 """How many bytes one process holds while it trains, by formula: no torch, and no run.
 
-Every term follows what autograd keeps of `kiloq.model.network` under `kiloq.train.learner`, each storage once, and
-tests compare it with the allocator's own count. Under bf16 autocast the residual stream stays float32 (the embedding
-and the norms are), every matrix product casts its own input and its matrix, and keeps both casts for the backward
-pass: of the whole matrix, also where FSDP2 spreads the weights. FSDP2 gathers float32, keeps what stands outside the
-layers gathered, and adds up whole gradients until the last forward pass of a step, as `kiloq.train.parallel` asks.
+Every term follows what the backward pass of `kiloq.model.fused` and of `kiloq.train.loss` needs, each storage once, and
+tests compare it with the allocator's own count. Under bf16 autocast the residual stream stays float32 (the norms read
+it), what leaves a norm and goes into a matrix product is bf16, and casts of matrices live as long as one product.
+Where `tensor` shares the matrices the plain code of `kiloq.model.network` runs: there every product casts its own input
+and its matrix, and autograd keeps both. FSDP2 gathers what it spreads in the type of the products, one layer after the
+other, keeps what stands outside the layers gathered, and shares out gradients after every pass; only PyTorch's stages of
+a pipeline keep all gathered and add up whole gradients.
 Sources: Korthikanti et al. 2022, section 4, for the method; Narayanan et al. 2021, section 2.2, for the passes that a
 pipeline has in flight.
 
@@ -27,6 +29,7 @@ WIDTHS = {"bf16": 2, "fp32": 4}  # of what goes into a matrix product
 SPLIT_COLUMNS = ("o_proj.weight", "down_proj.weight")  # `tensor` shares their columns, and the rows of other matrices
 COPIED = ("norm.weight", "o_proj.bias", "down_proj.bias")  # ends of names that `tensor` does not share
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+BLOCK_ELEMENTS, PRODUCT_ELEMENTS = 1 << 19, 1 << 23  # as in kiloq.train.loss
 RANDOM_STATE = 5_056  # of PyTorch's CPU generator, which every checkpointed layer keeps
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 ALL = ATTENTION + FEED_FORWARD
@@ -51,10 +54,10 @@ class Memory:
     """Bytes at the fullest moment of a step, by what they are."""
 
     weights: int
-    gradients: int  # so far: all of the process' matrices, or with FSDP2 whole ones before they are shared out
+    gradients: int  # so far: of the process' own share, or whole ones in a stage of a pipeline
     moments: int  # two of AdamW
     copies: int  # of matrices in the precision of their products
-    gathered: int  # of FSDP2: layers put together, and a layer's gradient on its way
+    gathered: int  # of FSDP2: layers put together, and gradients on their way
     activations: int  # kept for the backward pass
     working: int  # of the backward pass: a layer computed again, and gradients on their way
     loss: int  # its gradients, and the logits of a chunk
@@ -65,10 +68,10 @@ class Memory:
 
 
 def memory(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
-    """The fullest of four moments: behind the layers, at the loss, in the last layer's backward pass, at the end."""
-    moments = [_behind_layers(config, recipe, piece), _at_layer(config, recipe, piece)]
+    """The fullest moment: behind the layers, in the loss and on the way back out of it, in some layer, or at the end."""
+    moments = [_behind_layers(config, recipe, piece), *_at_layers(config, recipe, piece)]
     if piece.last:
-        moments.append(_at_loss(config, recipe, piece))
+        moments += [_at_loss(config, recipe, piece), _behind_loss(config, recipe, piece)]
     if piece.first:
         moments.append(_at_embedding(config, recipe, piece))
     return max(moments, key=lambda one: one.total)
@@ -77,25 +80,61 @@ def memory(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
 def _behind_layers(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
     """Autocast remembers every cast until it ends, whatever is checkpointed; other passes in flight have their own."""
     copies = ceil((piece.in_flight - 1) * _copies_kept(config, recipe, piece))
-    if recipe.precision == "bf16":
+    if _casts_kept(recipe, piece):
         copies += WIDTHS["bf16"] * piece.layers * _linear(config, recipe.parallel, ALL)
     kept = activations(config, recipe, piece) + ceil(piece.tokens * _end_bytes(config, recipe, piece))
     return _memory(config, recipe, piece, copies, kept, 0, _loss_kept(config, recipe, piece, piece.in_flight - 1))
 
 
 def _at_loss(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
-    kept = activations(config, recipe, piece) + ceil(piece.tokens * _end_bytes(config, recipe, piece))
+    """Within a chunk; the hidden states behind the final norm are there as long."""
+    width = WIDTHS[recipe.precision] if recipe.parallel.tensor == 1 else WIDE
+    kept = activations(config, recipe, piece)
+    kept += ceil(piece.tokens * (_end_bytes(config, recipe, piece) + width * config.hidden_size))
     copies = ceil(piece.in_flight * _copies_kept(config, recipe, piece))
     loss = _loss_kept(config, recipe, piece, piece.in_flight) + _chunk(config, recipe, piece)
     return _memory(config, recipe, piece, copies, kept, 0, loss)
 
 
-def _at_layer(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
+def _behind_loss(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
+    """The gradient of the hidden states is scaled and cast; the matrix' is cast where FSDP2 has it in bf16."""
+    kept = activations(config, recipe, piece) + ceil(piece.tokens * _end_bytes(config, recipe, piece))
+    copies, narrow = ceil(piece.in_flight * _copies_kept(config, recipe, piece)), _narrow(recipe)
+    loss = _loss_kept(config, recipe, piece, piece.in_flight)
+    loss += piece.tokens * config.hidden_size * (WIDE + narrow)
+    if _spread(recipe, piece):
+        loss += narrow * _table(config, recipe) // WIDE
+    return _memory(config, recipe, piece, copies, kept, 0, loss)
+
+
+def _at_layers(config: ModelConfig, recipe: Recipe, piece: Piece) -> Iterator[Memory]:
+    """In the last layer; with FSDP2 between that and the one before, and in that; in the first, where gradients are new."""
     kept, copies = activations(config, recipe, piece), ceil(piece.in_flight * _copies_kept(config, recipe, piece))
-    loss = _loss_kept(config, recipe, piece, piece.in_flight - 1)
-    if piece.first and piece.last and config.tied_embeddings:
-        loss += _table(config, recipe)  # the head's part of the gradient waits for the embedding's
-    return _memory(config, recipe, piece, copies, kept, _working(config, recipe, piece), loss)
+    loss = _loss_kept(config, recipe, piece, piece.in_flight - 1) + _head_waits(config, recipe, piece)
+    working, within = _working(config, recipe, piece), _gathered_within(config, recipe, piece)
+    yield _memory(config, recipe, piece, copies, kept, working, loss, within)
+    one = ceil(kept / (piece.in_flight * max(1, piece.layers)))  # layer's, of one pass
+    travelling = _travelling(config, recipe, piece)
+    if travelling and piece.layers > 1:
+        stream = WIDE * piece.tokens * config.hidden_size // recipe.parallel.tensor
+        between = _between(config, recipe, piece)
+        yield _memory(config, recipe, piece, copies, kept - one, stream, loss, between)
+        yield _memory(config, recipe, piece, copies, kept - one, working, loss, within + travelling)
+    if not piece.earlier:
+        left = ceil(kept * (piece.in_flight - 1) / piece.in_flight) + one
+        others = replace(piece, layers=max(0, piece.layers - 1), first=False, last=False)
+        found = _memory(config, recipe, piece, copies, left, working, loss, within + travelling)
+        yield replace(found, gradients=WIDE * parameters_here(config, others, recipe.parallel))
+
+
+def _head_waits(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
+    """The gradient of the head's matrix until the layers have theirs."""
+    if not piece.last:
+        return 0
+    if _spread(recipe, piece) and recipe.parallel.pipeline == 1:
+        return WIDTHS[recipe.precision] * _table(config, recipe) // WIDE  # FSDP2 shares it out with the embedding's
+    waits = (piece.first and config.tied_embeddings) or not piece.earlier
+    return _table(config, recipe) if waits else 0
 
 
 def _at_embedding(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
@@ -103,25 +142,32 @@ def _at_embedding(config: ModelConfig, recipe: Recipe, piece: Piece) -> Memory:
     others = piece.in_flight - 1
     kept, copies = (part * others / piece.in_flight for part in (
         activations(config, recipe, piece), piece.in_flight * _copies_kept(config, recipe, piece)))  # fmt: skip
-    both = 2 if piece.last and config.tied_embeddings else 1
-    working = both * _table(config, recipe) + WIDE * piece.tokens * config.hidden_size
+    working, gathered = WIDE * piece.tokens * config.hidden_size, 0
+    if _spread(recipe, piece) and recipe.parallel.pipeline == 1:
+        gathered = _reducing(config, recipe, piece)
+    else:
+        gathered = _gathered_within(config, recipe, piece)
+        working += (2 if piece.last and config.tied_embeddings else 1) * _table(config, recipe)
     loss = _loss_kept(config, recipe, piece, others)
-    return _memory(config, recipe, piece, ceil(copies), ceil(kept), working, loss, complete=True)
+    return _memory(config, recipe, piece, ceil(copies), ceil(kept), working, loss, gathered, complete=True)
 
 
 def _memory(
     config: ModelConfig, recipe: Recipe, piece: Piece, copies: int, kept: int, working: int, loss: int,
-    complete: bool = False,
+    gathered: int | None = None, complete: bool = False,
 ) -> Memory:  # fmt: skip
-    """complete: gradients are all there, and shared out."""
-    weights, gradients = WIDE * parameters_here(config, piece, recipe.parallel), 0
-    if complete:
+    """gathered: by default what FSDP2 has between layers; complete: the gradients of this pass are there."""
+    parallel = recipe.parallel
+    weights, gradients = WIDE * parameters_here(config, piece, parallel), 0
+    if piece.earlier and parallel.pipeline > 1:
+        gradients = WIDE * parameters_here(config, piece, replace(parallel, shard=1, context=1))
+    elif piece.earlier or complete:
         gradients = weights
-    elif piece.earlier:
-        gradients = WIDE * parameters_here(config, piece, replace(recipe.parallel, shard=1, context=1))
+    if gathered is None:
+        gathered = _gathered_outside(config, recipe, piece)
     return Memory(
-        weights=weights, gradients=gradients, moments=2 * weights, copies=copies,
-        gathered=gathered(config, recipe, piece), activations=kept, working=working, loss=loss,
+        weights=weights, gradients=gradients, moments=2 * weights, copies=copies, gathered=gathered, activations=kept,
+        working=working, loss=loss,
     )  # fmt: skip
 
 
@@ -167,25 +213,71 @@ def _linear(config: ModelConfig, parallel: Parallel, parts: tuple[str, ...], end
     )
 
 
+def _spread(recipe: Recipe, piece: Piece) -> bool:
+    """Whether FSDP2 has the weights."""
+    return piece.copies * recipe.parallel.shard * recipe.parallel.context > 1
+
+
+def _narrow(recipe: Recipe) -> int:
+    """Bytes of a cast for a matrix product, where there are casts."""
+    return WIDTHS[recipe.precision] if recipe.precision != "fp32" else 0
+
+
+def _casts_kept(recipe: Recipe, piece: Piece) -> bool:
+    """Whether autocast makes copies of matrices that autograd keeps: in the plain code, and of float32 matrices."""
+    return recipe.precision == "bf16" and recipe.parallel.tensor > 1 and not _spread(recipe, piece)
+
+
 def _copies_kept(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
     """Of one pass until its backward pass: casts of matrices, not of biases, whose products are not made again."""
-    if recipe.precision == "fp32":
+    if not _casts_kept(recipe, piece):
         return 0
     parts = {"none": ALL, "selective": ATTENTION, "full": ()}[recipe.checkpointing]
     return WIDTHS["bf16"] * piece.layers * _linear(config, recipe.parallel, parts, (".weight",))
 
 
-def gathered(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
-    """Of FSDP2: the layer at work and the next one, what stands outside the layers, and a layer's gradient."""
-    parallel = recipe.parallel
-    if piece.copies * parallel.shard * parallel.context == 1:
+def _elements(config: ModelConfig, recipe: Recipe, piece: Piece) -> tuple[int, int]:
+    """Of a layer and of what stands outside the layers, gathered."""
+    tensor = recipe.parallel.tensor
+    layer = sum(_share(name, shape, tensor, 1) for name, shape in layer_shapes(config).items())
+    return layer, sum(_share(name, shape, tensor, 1) for name, shape in _outside(config, piece))
+
+
+def _gathered_outside(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
+    """Of FSDP2 between two layers: what stands outside them; PyTorch's stages keep all gathered."""
+    if not _spread(recipe, piece):
         return 0
-    layer = sum(_share(name, shape, parallel.tensor, 1) for name, shape in layer_shapes(config).items())
-    if parallel.shard * parallel.context == 1:
-        return WIDE * layer  # whole already
-    outside = sum(_share(name, shape, parallel.tensor, 1) for name, shape in _outside(config, piece))
-    layers = piece.layers if parallel.pipeline > 1 else min(2, piece.layers)  # PyTorch's stages keep all gathered
-    return WIDE * (layers * layer + outside + layer)
+    layer, outside = _elements(config, recipe, piece)
+    layers = piece.layers if recipe.parallel.pipeline > 1 else 0
+    return WIDTHS[recipe.precision] * (layers * layer + outside)
+
+
+def _gathered_within(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
+    """Of FSDP2 within a layer: that and the next one too."""
+    layer, _ = _elements(config, recipe, piece)
+    layers = 0 if recipe.parallel.pipeline > 1 or not _spread(recipe, piece) else min(2, piece.layers)
+    return _gathered_outside(config, recipe, piece) + WIDTHS[recipe.precision] * layers * layer
+
+
+def _travelling(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
+    """Of FSDP2: a layer's gradient in float32, on its way while the next layer works."""
+    return WIDE * _elements(config, recipe, piece)[0] if _spread(recipe, piece) else 0
+
+
+def _between(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
+    """Of FSDP2 behind a layer's backward pass: the next one, the gradient, our share of it, and gloo's copy."""
+    whole = _travelling(config, recipe, piece)
+    share = ceil(whole / (recipe.parallel.shard * recipe.parallel.context))
+    ahead = 0 if recipe.parallel.pipeline > 1 else WIDTHS[recipe.precision] * whole // WIDE
+    return _gathered_outside(config, recipe, piece) + ahead + whole * (2 if piece.on_cpu else 1) + share
+
+
+def _reducing(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
+    """Of FSDP2 when the embedding and the head have their gradients: those, their float32 copy, and our shares of it."""
+    layer, outside = _elements(config, recipe, piece)
+    width, spread = WIDTHS[recipe.precision], recipe.parallel.shard * recipe.parallel.context
+    reduced = WIDE * (2 if piece.on_cpu else 1) * outside + ceil(WIDE * outside / spread)
+    return max(2 * width * outside + WIDE * layer, (width + WIDE) * outside, reduced)
 
 
 def activations(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
@@ -204,54 +296,58 @@ def activations(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
 
 
 def _end_bytes(config: ModelConfig, recipe: Recipe, piece: Piece) -> float:
-    """A token's, behind the layers: their output, the same normalised, and 1 / rms; the loss lets go of them."""
-    return (2 * WIDE * config.hidden_size + WIDE) / recipe.parallel.tensor if piece.last else 0.0
+    """A token's, of the final norm: its input and 1 / rms; the plain one keeps the same normalised too."""
+    streams = 1 if recipe.parallel.tensor == 1 else 2
+    return (streams * WIDE * config.hidden_size + WIDE) / recipe.parallel.tensor if piece.last else 0.0
+
+
+def _norm_bytes(config: ModelConfig, recipe: Recipe, products: int) -> float:
+    """A token's, of a norm whose output goes into so many products."""
+    hidden, share, width = config.hidden_size, recipe.parallel.tensor, WIDTHS[recipe.precision]
+    if share == 1:
+        return WIDE * hidden + WIDE + width * hidden  # the stream, 1 / rms, and what goes into the products, once
+    casts = products * width * hidden if width < WIDE else WIDE * hidden  # one for each product, or shared
+    return (2 * WIDE * hidden + WIDE) / share + casts  # normalised too; `tensor` gathers what goes into the products
 
 
 def attention_bytes(config: ModelConfig, recipe: Recipe) -> float:
     """A token's, of the first half of a layer."""
     c, width, share = config, WIDTHS[recipe.precision], recipe.parallel.tensor
     q, k = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    casts = 3 * width * c.hidden_size if width < WIDE else WIDE * c.hidden_size  # one for each of q, k, v, or shared
-    kept = 2 * WIDE * c.hidden_size + WIDE  # the stream, the same normalised, and 1 / rms
-    kept += width * (2 * q + 2 * k)  # rotated queries and keys, values, and the output, which goes into o_proj
+    kept = width * (2 * q + 2 * k)  # rotated queries and keys, values, and the output, which goes into o_proj
     kept += WIDE * c.num_heads  # logarithms of the softmax' sums
-    if c.qk_norm:
-        kept += (WIDE + width) * (q + k) + WIDE * (c.num_heads + c.num_kv_heads)  # float32, normalised, and 1 / rms
+    if c.qk_norm:  # as they come, 1 / rms, and in bf16, where the plain norm runs, the same normalised
+        kept += (WIDE + _narrow(recipe)) * (q + k) + WIDE * (c.num_heads + c.num_kv_heads)
     if recipe.block_diagonal:
         kept += share * width * recipe.sequence  # the mask as numbers: the kernel makes its own in every layer
-    return kept / share + casts  # `tensor` gathers what goes into the products
+    return kept / share + _norm_bytes(c, recipe, 3)
 
 
 def feed_forward_bytes(config: ModelConfig, recipe: Recipe) -> float:
-    """A token's, of the second half of a layer."""
-    c, width, share = config, WIDTHS[recipe.precision], recipe.parallel.tensor
-    casts = (
-        2 * width * c.hidden_size if width < WIDE else WIDE * c.hidden_size
-    )  # one for each of gate and up, or shared
-    kept = 2 * WIDE * c.hidden_size + WIDE  # the stream, the same normalised, and 1 / rms
-    kept += 4 * width * c.ffn_size  # gate, silu(gate), up, and their product
-    return kept / share + casts
+    """A token's, of the second half of a layer: gate, up and their product, and the norm's."""
+    inner = 3 * WIDTHS[recipe.precision] * config.ffn_size / recipe.parallel.tensor
+    return inner + _norm_bytes(config, recipe, 2)
 
 
 def _working(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
-    """Where the backward pass is in the feed-forward of the last layer, or in the norm behind it."""
-    c, width, parallel = config, WIDTHS[recipe.precision], recipe.parallel
-    stream, narrow = WIDE * c.hidden_size / parallel.tensor, width if width < WIDE else 0
-    feed_forward, matrix = c.ffn_size / parallel.tensor, c.hidden_size * c.ffn_size // parallel.tensor
+    """Where the backward pass is in the last layer's feed-forward, or in the norm behind it."""
+    c, width, parallel, narrow = config, WIDTHS[recipe.precision], recipe.parallel, _narrow(recipe)
+    stream, inner = WIDE * c.hidden_size / parallel.tensor, width * c.ffn_size / parallel.tensor
     again, casts = {
         "none": (0.0, ()),
         "selective": (feed_forward_bytes(c, recipe) - stream, FEED_FORWARD),  # the stream is kept
         "full": (attention_bytes(c, recipe) + feed_forward_bytes(c, recipe) - stream, ALL),
     }[recipe.checkpointing]
-    fixed = narrow * _linear(c, parallel, casts)
-    gradients = width * feed_forward * piece.tokens
-    gradients += max(gradients, WIDE * matrix)  # two of the feed-forward's width, or one and that of a matrix
-    gradients += piece.tokens * (stream + narrow * c.hidden_size / parallel.tensor)  # that of the stream, and its cast
-    norm = (
-        _end_bytes(c, recipe, piece) + 4 * stream if piece.last else 0
-    )  # the final norm's, with four of the stream's width
-    return ceil(max(piece.tokens * again + gradients + fixed, piece.tokens * norm))
+    matrix = c.hidden_size * c.ffn_size // parallel.tensor
+    cast = narrow * c.hidden_size / parallel.tensor  # of the stream's gradient
+    # down: the gradient of its input, its matrix cast, and that one's gradient, cast to float32.
+    moments = [piece.tokens * (stream + cast + inner) + (2 * narrow + WIDE) * matrix]
+    moments.append(piece.tokens * (stream + 3 * inner))  # the gate: gradients of three, and a fourth for the third kept
+    if parallel.tensor == 1:  # gate and up: their own gradients, that of their input, and both matrices' at once
+        moments.append(piece.tokens * (stream + width * c.hidden_size - inner) + (2 * narrow + 2 * WIDE) * matrix)
+    fixed = narrow * _linear(c, parallel, casts) if _casts_kept(recipe, piece) else 0
+    norm = _end_bytes(c, recipe, piece) + 4 * stream if piece.last else 0
+    return ceil(max(piece.tokens * again + max(moments) + fixed, piece.tokens * norm))
 
 
 def _loss_kept(config: ModelConfig, recipe: Recipe, piece: Piece, passes: float) -> int:
@@ -268,12 +364,15 @@ def _table(config: ModelConfig, recipe: Recipe) -> int:
 
 def _chunk(config: ModelConfig, recipe: Recipe, piece: Piece) -> int:
     """What the loss holds within a chunk, beside what it keeps."""
-    width, rows = WIDTHS[recipe.precision], config.vocab_size // recipe.parallel.tensor
-    tokens, matrix = min(recipe.loss_chunk, piece.tokens), rows * config.hidden_size
-    narrow = width if width < WIDE else 0
+    width, narrow, rows = WIDTHS[recipe.precision], _narrow(recipe), config.vocab_size // recipe.parallel.tensor
+    tokens, hidden, shared = min(recipe.loss_chunk, piece.tokens), config.hidden_size, recipe.parallel.tensor > 1
     logits = tokens * rows
-    # Two copies of a chunk's logits while their sum is taken; and before that the last chunk's, which are still there.
-    summing = (2 * WIDE + (WIDE if piece.tokens > tokens else 0)) * logits
-    # Logits, their gradient, and its product with the hidden states; a CPU widens that before it adds it.
-    product = (WIDE + narrow) * logits + (width + (WIDE if narrow and piece.on_cpu else 0)) * matrix
-    return narrow * matrix + max(summing, product)
+    block = logits if shared or not piece.on_cpu else min(logits, max(rows, BLOCK_ELEMENTS))
+    # Logits in float32 where they are not, some rows at a time, and once more where processes share the vocabulary.
+    summing = ((WIDE if narrow else 0) + (WIDE if shared else 0)) * block
+    product = 0
+    if narrow:  # a CPU widens the product before it adds it
+        part = min(rows * hidden, max(hidden, PRODUCT_ELEMENTS))
+        product = (narrow + (WIDE if piece.on_cpu and piece.tokens > tokens else 0)) * part
+    cast = 0 if _spread(recipe, piece) else narrow * rows * hidden  # of the matrix
+    return cast + width * logits + max(summing, product, width * tokens * hidden)

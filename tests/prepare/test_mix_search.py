@@ -23,7 +23,7 @@ from kiloq.prepare.mix_search.command import mix_search_command
 from kiloq.prepare.mix_search.law import LEAST, fit, rank_correlation
 from kiloq.prepare.mix_search.mixtures import sample, within
 from kiloq.prepare.mix_search.proxies import Proxies
-from kiloq.prepare.mix_search.search import Search, search
+from kiloq.prepare.mix_search.search import Found, Search, search
 from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, Corpus, write_index
 from kiloq.train.batches import training_batches
 
@@ -153,6 +153,14 @@ def test_the_proposal_takes_what_helps_up_to_its_limit(tmp_path: Path) -> None:
 def test_chance_is_not_called_better(tmp_path: Path) -> None:
     found = search(plan(targets={"c": 1.0}), Planted(tmp_path, tmp_path, tmp_path), 2, lambda what, done, of: None)
     assert not found.better and abs(found.gain) < 0.01
+
+
+def test_better_is_what_students_t_says() -> None:
+    """Differences of 0.1, 0.2 and 0.3: their mean over its standard error is 3.46, and 2.92 is the limit."""
+    rest: Any = (0.0, 0.0, [], {}, {})
+    found = Found({}, {}, 0.0, [3.1, 3.3, 3.6], [3.0, 3.1, 3.3], *rest)
+    assert found.gain / found.noise == pytest.approx(12**0.5) and found.better
+    assert not Found({}, {}, 0.0, [3.1, 3.3, 3.7], [3.0, 3.1, 3.3], *rest).better
 
 
 def test_a_target_without_held_out_text_is_refused(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ FIELDS = {"sequence": 64, "batch": 8, "micro_batch": 2, "loss_chunk": 64}
     ids=["shard", "tensor"],
 )  # fmt: skip
 def test_memory_is_what_two_processes_count(table: dict[str, int], cases: list[Any]) -> None:
-    """Beside weights and moments, to 10 %. DTensor in several passes leaves cycles behind.
+    """Beside weights and moments. DTensor in several passes leaves cycles behind.
 
     The least of both processes' steps: gloo's threads let go of buffers when the machine lets them.
     """

@@ -23,7 +23,7 @@ from kiloq.prepare.mix_search.mixtures import CANDIDATES, CHOSEN, sample
 from kiloq.prepare.mix_search.proxies import Proxies
 
 SEEDS = 3  # of the corpus' own mixture and of the proposal: what chance does is seen from these. Ours
-SURE = 2.0  # standard errors that the proposal must be better by
+SURE = 2.92  # standard errors that the proposal must be better by: Student's t of SEEDS - 1, one side, 5 %
 
 Progress = Callable[[str, int, int], None]  # (what is done, how many of it, of how many)
 
@@ -81,8 +81,8 @@ class Found:
 
     @property
     def noise(self) -> float:
-        """The standard error of `gain` by chance alone."""
-        return float(np.sqrt(sum(np.var(losses, ddof=1) / len(losses) for losses in (self.before, self.after))))
+        """The standard error of `gain`: of each seed's own difference, for both begin with the same weights."""
+        return float(np.std(np.subtract(self.before, self.after), ddof=1) / np.sqrt(len(self.before)))
 
     @property
     def better(self) -> bool:

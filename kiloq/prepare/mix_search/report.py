@@ -27,9 +27,9 @@ def report_page(plan: Search, found: Found) -> str:
 
 def verdict(found: Found) -> str:
     """One sentence: whether the proposal is better, and by how much."""
-    measured = (
-        f"{found.gain:+.4f} nats a token lower than the corpus as it is, with a standard error of {found.noise:.4f}"
-    )
+    way = "lower" if found.gain > 0 else "higher"
+    gain = f"{abs(found.gain):.4f} nats a token {way} than that of the corpus as it is"
+    measured = f"{gain}, with a standard error of {found.noise:.4f}"
     if found.better:
         return f"The proposal is better: its loss is {measured}."
     return f"The proposal is not better beyond chance: its loss is {measured}. Keep the mix, or train longer proxies."

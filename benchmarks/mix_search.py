@@ -16,12 +16,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import record
 
+from kiloq.prepare.mix_search.search import SURE
+
 RECIPES = Path(__file__).parents[1] / "recipes" / "tiny"
-KEPT = ("natural", "proposal", "loss_before", "loss_after", "gain", "standard_error", "better", "held_out")
+KEPT = ("natural", "proposal", "loss_before", "loss_after", "held_out")
 
 
 def searched(folder: Path) -> Path:
@@ -41,7 +44,14 @@ def figures_of(folder: Path) -> dict[str, Any]:
     """What of a search is worth keeping."""
     found = json.loads((folder / "search.json").read_text())
     targets = {name: [row["before"], row["after"], row["law"]["left_out"]] for name, row in found["targets"].items()}
-    return {name: found[name] for name in KEPT} | {"target: loss before, after, error of a mixture left out": targets}
+    gains = [before - after for before, after in zip(found["loss_before"], found["loss_after"], strict=True)]
+    error = stdev(gains) / len(gains) ** 0.5  # of each seed's own difference
+    compared = {"gain": fmean(gains), "standard_error": error, "better": fmean(gains) > SURE * error}
+    return (
+        {name: found[name] for name in KEPT}
+        | compared
+        | {"target: loss before, after, error of a mixture left out": targets}
+    )
 
 
 def main() -> None:

@@ -65,11 +65,11 @@ def write_manifest(
         "notes": notes or [],
         "files": {name: _described(folder / name) for name in _files(folder)},
     }
-    text = json.dumps(manifest, ensure_ascii=False).encode("utf-8", "backslashreplace")  # names need not be UTF-8
-    manifest = json.loads(text)
+    manifest = json.loads(json.dumps(manifest))  # as it will be read
     manifest[OWN] = _own_sha256(manifest)
     with atomic_file(folder / NAME) as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # names of files need not be UTF-8
     return manifest
 
 

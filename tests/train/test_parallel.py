@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +80,12 @@ def test_deepspeed_learns_what_we_learn_and_goes_on_from_our_checkpoints(
     rows = read_metrics(out / METRICS)
     assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, wanted, strict=True)) <= TOLERANCE
     assert [row["norm"] for row in rows] == pytest.approx([row["norm"] for row in wanted], rel=1e-4)
+    if stage == 1:
+        return
     (out / "checkpoints" / "step-0000050" / "manifest.json").unlink()  # as if it had been killed before
-    shutil.copytree(out, tmp_path / "without")
-    for place, more in ((out, {"parallel": parallel}), (tmp_path / "without", {})):
-        rows = launch(spread(corpus, save_every=25, micro_batch=1, **more), place, 2)
-        assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, wanted, strict=True)) <= TOLERANCE
+    more = {"parallel": parallel} if stage == 2 else {}  # stage 3's goes on without DeepSpeed
+    rows = launch(spread(corpus, save_every=25, micro_batch=1, **more), out, 2)
+    assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, wanted, strict=True)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import marked
 from record import RESULTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "prepare.md"
@@ -27,39 +28,48 @@ GROUP_KEYS = 4_000_000  # kiloq.prepare.pipeline.run
 Figures = dict[str, Any]
 
 
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]]) + "\n"
+
+
 def extraction(figures: Figures) -> str:
     """Peers in rows: words of their answers against the gold texts, and speed."""
-    rows = {name: row for name, row in figures["extraction"].items() if name != "pages"}
     count = figures["extraction"]["pages"]
-    sets = list(count)
-    lines = [
-        "| main text | " + " | ".join(f"{name.replace('_', ' ')}, {count[name]} pages: precision / recall / F1" for name in sets) + " | pages/CPU-s |",
-        "|---" * (len(sets) + 2) + "|",
-    ]  # fmt: skip
-    for name, row in sorted(rows.items(), key=lambda item: -item[1][sets[0]]["f1"]):
-        cells = [f"{row[label]['precision']:.3f} / {row[label]['recall']:.3f} / {row[label]['f1']:.3f}" for label in sets]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['pages_per_cpu_s']:.0f} |")
-    return "\n".join(lines) + "\n"
+    peers = {name: row for name, row in figures["extraction"].items() if name != "pages"}
+    sets = [f"{name.replace('_', ' ')}, {pages} pages: precision / recall / F1" for name, pages in count.items()]
+    first = next(iter(count))
+    rows = [
+        [name, *(_three(row[label]) for label in count), f"{row['pages_per_cpu_s']:.0f}"]
+        for name, row in sorted(peers.items(), key=lambda item: -item[1][first]["f1"])
+    ]
+    return table(["main text", *sets, "pages/CPU-s"], rows)
+
+
+def _three(row: Figures) -> str:
+    return " / ".join(f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
 
 
 def languages(figures: Figures) -> str:
     """Peers in rows, sets of sentences in columns; then what the handbook's pages were called."""
     sets = {name: rows for name, rows in figures["language"].items() if name != "handbook"}
-    peers = [name for name in next(iter(sets.values())) if name != "texts"]
+    first = next(iter(sets.values()))
     heads = [f"{name}: {rows['texts']:,} sentences" for name, rows in sets.items()]
-    lines = ["| language | " + " | ".join(heads) + " | sentences/CPU-s |", "|---" * (len(heads) + 2) + "|"]
-    for peer in peers:
-        cells = [f"{rows[peer]['accuracy']:.3f}" for rows in sets.values()]
-        speed = next(iter(sets.values()))[peer]["texts_per_cpu_s"]
-        lines.append(f"| {peer} | " + " | ".join(cells) + f" | {speed:,} |")
+    rows = [
+        [peer, *(f"{found[peer]['accuracy']:.3f}" for found in sets.values()), f"{first[peer]['texts_per_cpu_s']:,}"]
+        for peer in first
+        if peer != "texts"
+    ]
+    shown = table(["language", *heads, "sentences/CPU-s"], rows)
     if found := figures["language"].get("handbook"):
         share = found["documents"]
-        lines += [
-            "",
-            f"Of {share['count']:,} pages of a handbook in 26 folders, much of which is not translated, the step called "
-            f"{share['folder']:.1%} by the folder's language, {share['English']:.1%} English and {share['another']:.1%} by another.",
-        ]
-    return "\n".join(lines) + "\n"
+        shown += (
+            f"\nOf {share['count']:,} pages of a handbook in 26 folders, much of which is not translated, the step called "
+            f"{share['folder']:.1%} by the folder's language, {share['English']:.1%} English and {share['another']:.1%} by "
+            "another.\n"
+        )
+    return shown
 
 
 def copies(figures: Figures) -> str:
@@ -69,72 +79,76 @@ def copies(figures: Figures) -> str:
         f"{names[key]}, {row['documents']:,} documents: documents/CPU-s / recall / precision"
         for key, row in figures.items()
     ]
-    lines = ["| near copies | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for peer in dict.fromkeys(name for row in figures.values() for name in row["peers"]):
-        found = [row["peers"].get(peer) for row in figures.values()]
-        cells = [
-            f"{one['documents_per_cpu_s']:,} / {one['recall']:.3f} / {one['precision']:.3f}" if one else ""
-            for one in found
-        ]
-        lines.append(f"| {peer} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    peers = dict.fromkeys(name for row in figures.values() for name in row["peers"])
+    rows = [[peer, *(_copies_of(row["peers"].get(peer)) for row in figures.values())] for peer in peers]
+    return table(["near copies", *heads], rows)
+
+
+def _copies_of(found: Figures | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['documents_per_cpu_s']:,} / {found['recall']:.3f} / {found['precision']:.3f}"
 
 
 def filters(figures: Figures) -> str:
     """Steps in rows: what each drops of planted bad documents, and of good ones."""
-    lines = ["| step alone | bad documents dropped | good ones dropped |", "|---|---|---|"]
-    for name, row in figures["dropped"].items():
-        lines.append(f"| {name} | {row['recall']:.1%} | {row['good dropped']:.1%} |")
-    return "\n".join(lines) + "\n"
+    rows = [[name, f"{row['recall']:.1%}", f"{row['good dropped']:.1%}"] for name, row in figures["dropped"].items()]
+    return table(["step alone", "bad documents dropped", "good ones dropped"], rows)
 
 
 def encoding(figures: Figures) -> str:
     """Ways to ids in rows."""
-    lines = ["| tokens | MB of text/CPU-s |", "|---|---|"]
-    lines += [f"| {name} | {row['median']:.1f} |" for name, row in figures["MB per CPU-s"].items()]
-    return "\n".join(lines) + "\n"
+    rows = [[name, f"{row['median']:.1f}"] for name, row in figures["MB per CPU-s"].items()]
+    return table(["tokens", "MB of text/CPU-s"], rows)
 
 
 def vocabulary(figures: Figures) -> str:
     """Trainers in rows."""
-    size, tokens = figures["bytes"] / 1e6, figures["tokens"]
-    lines = [f"| {tokens:,} tokens from {size:.0f} MB | CPU s | peak MB |", "|---|---|---|"]
-    for name, row in figures.items():
-        if isinstance(row, dict):
-            lines.append(f"| {name} | {row['cpu_s']['median']:.1f} | {row['peak_mb']:,.0f} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [name, f"{row['cpu_s']['median']:.1f}", f"{row['peak_mb']:,.0f}"]
+        for name, row in figures.items()
+        if isinstance(row, dict)
+    ]
+    return table([f"{figures['tokens']:,} tokens from {figures['bytes'] / 1e6:.0f} MB", "CPU s", "peak MB"], rows)
 
 
 def compression(figures: Figures) -> str:
     """Languages in rows, vocabularies in columns."""
-    languages = figures["languages"]
-    names = list(next(iter(languages.values()))["tokenizers"])
-    lines = ["| bytes a token | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for language, row in languages.items():
-        cells = (f"{row['tokenizers'][name]['bytes_per_token']:.2f}" for name in names)
-        lines.append(f"| {language} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    found = {language: row["tokenizers"] for language, row in figures["languages"].items()}
+    names = list(next(iter(found.values())))
+    rows = [[language, *(f"{row[name]['bytes_per_token']:.2f}" for name in names)] for language, row in found.items()]
+    return table(["bytes a token", *names], rows)
 
 
 def scaling(figures: Figures) -> str:
     """A row a size."""
-    lines = [
-        "| input MB | documents | kept MB | prepare wall / CPU s | peak memory MB | disk MB | encode wall / CPU s |",
-        "|---|---|---|---|---|---|---|",
+    heads = (
+        "input MB",
+        "documents",
+        "kept MB",
+        "prepare wall / CPU s",
+        "peak memory MB",
+        "disk MB",
+        "encode wall / CPU s",
+    )
+    rows = [
+        [
+            f"{size['input_mb']:.0f}",
+            f"{size['documents']['read']:,}",
+            f"{size['kept_mb']:.0f}",
+            f"{size['prepare_wall_s']:.0f} / {size['prepare_cpu_s']:.0f}",
+            f"{size['prepare_peak_pss_mb']:.0f}",
+            f"{size['peak_folder_mb']:.0f}",
+            f"{size['encode_wall_s']:.1f} / {size['encode_cpu_s']:.1f}",
+        ]
+        for size in figures["sizes"]
     ]
-    for size in figures["sizes"]:
-        lines.append(
-            f"| {size['input_mb']:.0f} | {size['documents']['read']:,} | {size['kept_mb']:.0f} "
-            f"| {size['prepare_wall_s']:.0f} / {size['prepare_cpu_s']:.0f} | {size['prepare_peak_pss_mb']:.0f} "
-            f"| {size['peak_folder_mb']:.0f} | {size['encode_wall_s']:.1f} / {size['encode_cpu_s']:.1f} |"
-        )
     fit = figures["growth"]["prepare_wall_s"]
-    lines += [
-        "",
+    line = (
         f"A straight line, {fit['start_s']:.1f} s and {fit['s_per_mb']:.3f} s for each MB with {figures['workers']} workers, "
-        f"is met within {fit['off_the_line']:.0%}.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"is met within {fit['off_the_line']:.0%}."
+    )
+    return f"{table(heads, rows)}\n{line}\n"
 
 
 def needs(figures: Figures) -> str:
@@ -163,8 +177,7 @@ def needs(figures: Figures) -> str:
         ("parts", f"{parts:,.0f}", f"of {PART_MB // 1000} GB"),
         ("groups of keys", f"{groups:,.0f}", f"of {GROUP_KEYS:,}; each opens a file of every part: {parts * groups:.1e} reads"),
     ]  # fmt: skip
-    lines = [f"| {TOKENS / 1e12:.0f} trillion tokens | | how |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {what} | {value} | {how} |" for what, value, how in rows)]) + "\n"
+    return table([f"{TOKENS / 1e12:.0f} trillion tokens", "", "how"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {  # name of the markers -> (result file, table)
@@ -183,28 +196,18 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {  # name of the marke
 def filled(text: str, results: Path) -> str:
     """`text` with every table between its markers, below it the file that it is from."""
     for name, (program, made) in TABLES.items():
-        begin, end = BEGIN.format(name=name), END.format(name=name)
-        head, _, rest = text.partition(begin)
-        _, found, tail = rest.partition(end)
-        if not found:
-            raise SystemExit(f"{PAGE.name} has no markers {begin.strip()} and {end.strip()}")
         paths = sorted(results.glob(f"*-{program}.json"))  # names begin with the date
-        table = ""
+        shown = ""
         if paths:
-            table = made(json.loads(paths[-1].read_text())["figures"])
-            table += f"\nFrom [{program}](../benchmarks/results/{paths[-1].name}).\n"
-        text = f"{head}{begin}{table}{end}{tail}"
+            shown = made(json.loads(paths[-1].read_text())["figures"])
+            shown += f"\nFrom [{program}](../benchmarks/results/{paths[-1].name}).\n"
+        text = marked.filled(PAGE, text, BEGIN.format(name=name), END.format(name=name), shown)
     return text
 
 
 def main(check: bool) -> int:
     """Replaces what lies between the markers, or compares it."""
-    text = PAGE.read_text(encoding="utf-8")
-    wanted = filled(text, RESULTS)
-    if check:
-        return int(text != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return marked.write_or_check(PAGE, filled(PAGE.read_text(encoding="utf-8"), RESULTS), check)
 
 
 if __name__ == "__main__":

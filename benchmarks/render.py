@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import marked
 from record import RESULTS
 from speculation import COPYING_FLOOR
 from targets import LLAMA, WHEEL
@@ -181,22 +182,14 @@ def figure_table() -> str:
 
 def filled(text: str, name: str, table: str) -> str:
     """`text` with the table between the markers of that name."""
-    begin, end = BEGIN.format(name=name), END.format(name=name)
-    head, _, rest = text.partition(begin)
-    _, found, tail = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{README.name} has no markers {begin.strip()} and {end.strip()}")
-    return f"{head}{begin}{table}{end}{tail}"
+    return marked.filled(README, text, BEGIN.format(name=name), END.format(name=name), table)
 
 
 def main(check: bool) -> int:
     """Replaces what lies between the markers, or compares it."""
     text = README.read_text(encoding="utf-8")
     wanted = filled(filled(text, "ratios", ratio_table()), "figures", figure_table())
-    if check:
-        return int(text != wanted)
-    README.write_text(wanted, encoding="utf-8")
-    return 0
+    return marked.write_or_check(README, wanted, check)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ STEPS, SAVE_EVERY = 120, 5
 MOST_TURNS = 200  # of one output before it counts as one that never ends
 POLL_S = 0.002
 SAVE_S = 0.2  # a checkpoint of this network takes about so long
+LAUNCHER_S = 0.05  # until a launcher ends the others
 RECIPE = f"""steps = {STEPS}
 sequence = 16
 batch = 4
@@ -57,6 +58,9 @@ ffn_size = 128
 peak_rate = 1e-2
 warmup_steps = 2
 """
+
+
+Wait = Callable[[Path], str]  # the output's folder -> what has been waited for
 
 
 class Turn(NamedTuple):
@@ -84,27 +88,27 @@ def processes_of(folder: Path, out: Path, count: int) -> list[subprocess.Popen[s
     ]  # fmt: skip
 
 
-def turn(folder: Path, out: Path, count: int, wait: Callable[[Path], str], victim: int | None) -> Turn:
-    """One run, killed when `wait`, which says what it has waited for, returns; victim None: all processes."""
+def turn(folder: Path, out: Path, count: int, wait: Wait | None = None, victim: int | None = None) -> Turn:
+    """One run, killed when `wait`, which says what it has waited for, returns; without it, an undisturbed one.
+
+    victim: the process that is killed first; None: all at once.
+    """
     running = processes_of(folder, out, count)
-    moment = wait(out) if wait is not undisturbed else "none"
-    alive = [process.poll() is None for process in running]
-    if wait is not undisturbed:
-        (running[victim] if victim is not None else running[0]).kill()
-        time.sleep(0.05 if victim is not None else 0)  # a launcher ends the others
+    moment = "none"
+    if wait is not None:
+        moment = wait(out)
+        if all(process.poll() is not None for process in running):
+            moment = "after its end"
+        if victim is not None:
+            running[victim].kill()
+            time.sleep(LAUNCHER_S)
         for process in running:
             process.kill()
     said = [process.communicate()[1] for process in running]
-    done = all(process.returncode == 0 for process in running)
-    return Turn(done, moment if any(alive) else "after its end", "\n".join(said))
+    return Turn(all(process.returncode == 0 for process in running), moment, "\n".join(said))
 
 
-def undisturbed(out: Path) -> str:
-    """No kill."""
-    return "none"
-
-
-def at_any_time(whole_s: float, order: random.Random) -> Callable[[Path], str]:
+def at_any_time(whole_s: float, order: random.Random) -> Wait:
     """A moment of a run that takes `whole_s`."""
 
     def wait(out: Path) -> str:
@@ -114,7 +118,7 @@ def at_any_time(whole_s: float, order: random.Random) -> Callable[[Path], str]:
     return wait
 
 
-def while_saving(whole_s: float, order: random.Random) -> Callable[[Path], str]:
+def while_saving(whole_s: float, order: random.Random) -> Wait:
     """A moment in the writing of a checkpoint, one of the next ten."""
 
     def wait(out: Path) -> str:
@@ -145,7 +149,7 @@ def weights_of(out: Path) -> str:
 def fuzz(folder: Path, count: int, kills: int, order: random.Random) -> dict[str, Any]:
     """The figures of at least `kills` kills of runs of `count` processes."""
     start = time.monotonic()
-    first = turn(folder, folder / "undisturbed", count, undisturbed, None)
+    first = turn(folder, folder / "undisturbed", count)
     if not first.done:
         raise SystemExit(first.said)
     whole_s = time.monotonic() - start
@@ -161,7 +165,7 @@ def fuzz(folder: Path, count: int, kills: int, order: random.Random) -> dict[str
             moments[found.moment] += 1
             again.append(steps_done(out) - newest_step(out))
         else:
-            found = turn(folder, out, count, undisturbed, None)
+            found = turn(folder, out, count)
             unrecoverable += not found.done
         outputs += 1
         if found.done and weights_of(out) != wanted:

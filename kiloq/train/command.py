@@ -145,8 +145,9 @@ def _trained(recipe: Recipe, out: Path, processes: World) -> dict[str, Any]:
         evaluation = trainer.evaluation or trainer.evaluate()  # the last step has evaluated, unless it was done before
         report["evaluation_loss"] = evaluation.loss if evaluation else None
         report["evaluation_losses"] = evaluation.by_source if evaluation else {}
-        newest, _ = newest_good(trainer.saver.folder)
-        if processes.main and newest is not None:
+        if processes.main:
+            newest, _ = newest_good(trainer.saver.folder)
+            assert newest is not None, "the last step is always saved"
             tokenizer = _tokenizer(recipe.tokenizer)
             export(Parts(newest), trainer.config, out / "model", tokenizer, trainer.corpus.end_id, recipe.resolved())
         processes.wait()

@@ -31,7 +31,7 @@ from kiloq.train.optimizer import rate
 from kiloq.train.parallel.build import Value
 from kiloq.train.parallel.engine import make_engine
 from kiloq.train.parallel.world import World
-from kiloq.train.plan import check_layout
+from kiloq.train.plan import check_layout, planned_config
 from kiloq.train.samples import continued
 from kiloq.train.settings import Recipe
 from kiloq.train.watchdog import Watchdog
@@ -228,7 +228,7 @@ class Trainer:
             "memory_gb": round(peak_memory(self.world.device) / 1e9, 3),
             "seconds_left": round(seconds * (recipe.steps - self.progress.step), 1),
         }
-        if found.bad is not None:
+        if found.bad is not None and self.world.main:
             first = (self.batch - 1) * recipe.batch
             documents = self.batches.rows(range(first, first + recipe.batch)).documents
             row |= {"bad": found.bad, "documents": sorted({number for some in documents for number in some})}
@@ -253,8 +253,8 @@ def first_values(recipe: Recipe, corpus: Corpus) -> tuple[ModelConfig, Value]:
 
 
 def model_config(recipe: Recipe, corpus: Corpus) -> ModelConfig:
-    """The shape for the corpus' vocabulary, padded to a multiple of 128 rows as the original's."""
-    config = recipe.model.config(-(-corpus.vocab_size // 128) * 128, recipe.sequence)
+    """The shape for the corpus' vocabulary."""
+    config = planned_config(recipe, corpus.vocab_size)
     if config.vocab_size < corpus.vocab_size:
         raise UsageError(
             f"model: {recipe.model.like} has {config.vocab_size:,} rows, and the corpus {corpus.vocab_size:,} ids"

@@ -153,10 +153,26 @@ def check_layout(config: ModelConfig, recipe: Recipe, processes: int) -> None:
             f"parallel: tensor is {parallel.tensor:,}, and networks with query and key norms are not shared so: give "
             "tensor = 1"
         )
+    _check_together(config, recipe)
     stretches = 2 if parallel.context > 1 else 1  # of every sequence in a process: one from either end
     name = f"{stretches} x context x tensor"
     _check_divides(name, stretches * parallel.context * parallel.tensor, "sequence", recipe.sequence)
     _check_batch(recipe, processes)
+
+
+def _check_together(config: ModelConfig, recipe: Recipe) -> None:
+    """Raises UsageError for what cannot go together."""
+    parallel = recipe.parallel
+    if parallel.context > 1 and (recipe.block_diagonal or config.windows):
+        raise UsageError(
+            f"parallel: context is {parallel.context}, and block_diagonal or a network with windows needs masks that ring "
+            "attention does not have: give context = 1"
+        )
+    if parallel.pipeline > 1 and config.tied_embeddings:
+        raise UsageError(
+            f"parallel: pipeline is {parallel.pipeline}, and tied embeddings would be in two stages: give pipeline = 1, or "
+            "tied_embeddings = false"
+        )
 
 
 def _spread(recipe: Recipe, processes: int) -> Recipe:
@@ -205,7 +221,7 @@ def layout_of(recipe: Recipe, processes: int) -> Layout:
 
 
 def stage_layers(layers: int, stages: int) -> list[int]:
-    """Layers of each stage, as even as can be; the first ones have one more."""
+    """Layers of each stage, as even as can be; the first ones, which have no head to compute, have one more."""
     return [layers // stages + (stage < layers % stages) for stage in range(stages)]
 
 

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from shards import write_shards
 
 from kiloq.core.errors import BusyError, FormatError, KiloqError, UsageError
-from kiloq.core.manifest import verify_manifest, write_manifest
+from kiloq.core.manifest import verify_manifest
 from kiloq.core.work import WorkFolder
 from kiloq.prepare.mix_search.command import mix_search_command
 from kiloq.prepare.mix_search.law import LEAST, fit, rank_correlation
 from kiloq.prepare.mix_search.mixtures import sample, within
 from kiloq.prepare.mix_search.proxies import Proxies
 from kiloq.prepare.mix_search.search import Found, Search, search
-from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, Corpus, write_index
+from kiloq.tokenize.corpus.shards import Corpus
 from kiloq.train.batches import training_batches
 
 END, WORDS = 63, 60
@@ -175,28 +176,14 @@ def write_corpus(folder: Path) -> Path:
     """Four sources in one shard: sentences of a grammar, the same grammar with noise, noise, and one too small."""
     random = np.random.default_rng(0)
     after = random.permutation(WORDS)
-    documents, sources = [], []
+    documents = []
     for source, count, noise in ((0, 80, 0.0), (1, 80, 0.5), (2, 200, 1.0), (3, 1, 1.0)):
         for _ in range(count):
             words = [int(random.integers(WORDS))]
             for _ in range(40 if source < 3 else 5):
                 words.append(int(random.integers(WORDS)) if random.random() < noise else int(after[words[-1]]))
-            documents.append([*words, END])
-            sources.append(source)
-    folder.mkdir()
-    values: dict[str, Any] = {
-        TOKENS: np.concatenate(documents),
-        OFFSETS: np.cumsum([0, *map(len, documents)]),
-        SOURCES: sources,
-    }
-    for kind, array in values.items():
-        np.array(array).astype(DTYPES[kind]).tofile(folder / f"00000{kind}")
-    write_index(folder, {
-        "vocab_size": 64, "end_id": END, "tokenizer_sha256": "0", "sources": ["grammar", "half", "noise", "tiny"],
-        "shards": [{"name": "00000", "documents": len(documents), "tokens": len(values[TOKENS])}],
-    })  # fmt: skip
-    write_manifest(folder, "corpus")
-    return folder
+            documents.append((source, [*words, END]))
+    return write_shards(folder, [documents], ["grammar", "half", "noise", "tiny"], 64, END)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from shards import write_shards
 
-from kiloq.core.manifest import write_manifest
-from kiloq.tokenize.corpus.shards import DTYPES, OFFSETS, SOURCES, TOKENS, write_index
 from kiloq.train.checkpoint import Parts, newest_good
 from kiloq.train.loop import Trainer
 from kiloq.train.metrics import METRICS, read_metrics
@@ -27,22 +26,11 @@ SEQUENCE, END = 16, 99
 def make_corpus(folder: Path) -> Path:
     """Two sources of random documents, in two shards."""
     random = np.random.default_rng(0)
-    folder.mkdir()
     shards = []
-    for number in range(2):
+    for _ in range(2):
         documents = [[*random.integers(0, 90, random.integers(1, 60)).tolist(), END] for _ in range(120)]
-        values = {
-            TOKENS: np.concatenate([np.array(one) for one in documents]),
-            OFFSETS: np.cumsum([0, *map(len, documents)]),
-            SOURCES: random.integers(0, 2, len(documents)),
-        }
-        for kind, array in values.items():
-            array.astype(DTYPES[kind]).tofile(folder / f"0000{number}{kind}")
-        shards.append({"name": f"0000{number}", "documents": len(documents), "tokens": len(values[TOKENS])})
-    index: dict[str, Any] = {"vocab_size": 100, "end_id": END, "tokenizer_sha256": "0", "sources": ["a", "b"]}
-    write_index(folder, {**index, "shards": shards})
-    write_manifest(folder, "corpus")
-    return folder
+        shards.append(list(zip(random.integers(0, 2, len(documents)).tolist(), documents, strict=True)))
+    return write_shards(folder, shards, ["a", "b"], 100, END)
 
 
 def recipe(corpus: Path, **more: Any) -> Recipe:

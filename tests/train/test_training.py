@@ -22,8 +22,7 @@ from kiloq.train.batches import training_batches
 from kiloq.train.checkpoint import Parts
 from kiloq.train.export import export
 from kiloq.train.optimizer import rate
-from kiloq.train.parallel.engine import make_engine
-from kiloq.train.parallel.world import World
+from kiloq.train.plan import check_layout
 from kiloq.train.settings import Optimizer, Parallel, Recipe, Shape, read_recipe
 
 from .runs import END, SEQUENCE, make_corpus, recipe, trainer_of, weights_at
@@ -212,4 +211,4 @@ def test_what_cannot_go_together(parallel: dict[str, int], more: dict[str, Any],
     tied = Shape(hidden_size=32, num_layers=2, num_heads=2, ffn_size=64, tied_embeddings=True)
     found = Recipe(parallel=Parallel(**parallel), model=tied, **more)
     with pytest.raises(UsageError, match=sentence):
-        make_engine(found, tied.config(128, 16), lambda name, shape: torch.zeros(*shape), World(torch.device("cpu")))
+        check_layout(tied.config(128, 16), found, 2)

@@ -126,7 +126,7 @@ def _sources(
     corpus: Corpus, without: Sequence[str], most_epochs: float, tokens: int | None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Shares and largest shares of the sources that take part. Raises UsageError where there is nothing to search."""
-    counts = corpus.tokens_of_sources()
+    counts = corpus.tokens_of_sources
     for name in without:
         if name not in counts:
             raise UsageError(f"--without {name!r:.60}: the corpus has {', '.join(counts)}"[:500])
@@ -165,7 +165,7 @@ def _weights(targets: Sequence[str]) -> dict[str, float]:
 
 def _shares(corpus: Corpus, shares: Mapping[str, float], weights: Mapping[str, float]) -> list[dict[str, Any]]:
     """What mix.json says of each source; those that were not searched keep the share that their size gives them."""
-    counts = corpus.tokens_of_sources()
+    counts = corpus.tokens_of_sources
     searched = sum(counts[name] for name in shares) / corpus.tokens
     usual = sum(weights[name] * counts[name] for name in shares) / sum(counts[name] for name in shares)
     return [

@@ -138,6 +138,7 @@ class Corpus:
         shard, number = self.place(document)
         return self.shards[shard].document(number)
 
+    @cached_property
     def tokens_of_sources(self) -> dict[str, int]:
         """Source -> the tokens of its documents, end tokens included."""
         counts = np.zeros(len(self.sources), np.int64)

@@ -10,15 +10,15 @@ Sources: Shoeybi et al. 2019 and Korthikanti et al. 2022 (tensor and sequence pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kiloq.core.errors import UsageError
 from kiloq.model.config import ModelConfig
 from kiloq.model.network import Block, Network
+from kiloq.train import plan
 from kiloq.train.parallel.ring import Ring
 from kiloq.train.parallel.world import World
 
@@ -34,9 +34,8 @@ class Elsewhere(nn.Module):
 
 
 def stage_layers(layers: int, stages: int) -> list[range]:
-    """The layers of each stage; the first stages, which have no head to compute, get what does not divide."""
-    least, more = divmod(layers, stages)
-    starts = [stage * least + min(stage, more) for stage in range(stages + 1)]
+    """The layers of each stage, as many as the plan gives it."""
+    starts = accumulate(plan.stage_layers(layers, stages), initial=0)
     return [range(begin, end) for begin, end in pairwise(starts)]
 
 
@@ -104,11 +103,11 @@ def _cut(part: nn.Module, name: str, world: World) -> None:
         return
     from torch.distributed.tensor.parallel import parallelize_module
 
-    plan = _plan(part, name)
-    parallelize_module(part, world.mesh["tensor"], plan, src_data_rank=None)  # all have drawn the same values
+    cuts = _cuts(part, name)
+    parallelize_module(part, world.mesh["tensor"], cuts, src_data_rank=None)  # all have drawn the same values
 
 
-def _plan(part: nn.Module, name: str) -> Any:
+def _cuts(part: nn.Module, name: str) -> Any:
     """How each matrix of a part is cut. Between matrices a process has its part of the tokens, inside all of them."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import (
@@ -126,8 +125,7 @@ def _plan(part: nn.Module, name: str) -> Any:
     if name == "norm":
         return SequenceParallel()
     assert isinstance(part, Block)
-    if part.self_attn.q_norm is not None:
-        raise UsageError("parallel: tensor is for networks without query and key norms: give tensor = 1")
+    assert part.self_attn.q_norm is None, "check_layout refuses these"
     columns, rows = ColwiseParallel(), RowwiseParallel(output_layouts=tokens)
     return {
         "input_layernorm": SequenceParallel(),

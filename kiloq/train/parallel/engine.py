@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kiloq.core.errors import UsageError
 from kiloq.model.config import ModelConfig
 from kiloq.model.network import Network
 from kiloq.train import checkpoint
@@ -66,7 +65,6 @@ class Engine(Protocol):
 
 def make_engine(recipe: Recipe, config: ModelConfig, value: Value, world: World) -> Engine:
     """The engine that a recipe names, with first values."""
-    _check(recipe, config)
     zero = recipe.parallel.engine == "deepspeed"
     numbers, stages = stages_here(recipe, world)
     among = World(world.device) if zero else world  # DeepSpeed shares the network out itself
@@ -82,21 +80,6 @@ def make_engine(recipe: Recipe, config: ModelConfig, value: Value, world: World)
 
         return Zero(networks[0], recipe, world)
     return TorchEngine(make_passes(networks, recipe, world), recipe, world)
-
-
-def _check(recipe: Recipe, config: ModelConfig) -> None:
-    """Raises UsageError for what cannot go together."""
-    parallel = recipe.parallel
-    if parallel.context > 1 and (recipe.block_diagonal or config.windows):
-        raise UsageError(
-            f"parallel: context is {parallel.context}, and block_diagonal or a network with windows needs masks that ring "
-            "attention does not have: give context = 1"
-        )
-    if parallel.pipeline > 1 and config.tied_embeddings:
-        raise UsageError(
-            f"parallel: pipeline is {parallel.pipeline}, and tied embeddings would be in two stages: give pipeline = 1, or "
-            "tied_embeddings = false"
-        )
 
 
 class TorchEngine:

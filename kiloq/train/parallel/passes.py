@@ -18,9 +18,8 @@ from kiloq.train.batches import Array, Sequences
 from kiloq.train.learner import Learner
 from kiloq.train.parallel.build import spread
 from kiloq.train.parallel.world import World
+from kiloq.train.plan import PARTS_A_STAGE
 from kiloq.train.settings import Recipe
-
-INTERLEAVED = 2  # stages of each process in the interleaved schedule; ours
 
 
 class Passes(Protocol):
@@ -41,7 +40,7 @@ class Passes(Protocol):
 def stages_here(recipe: Recipe, world: World) -> tuple[list[int], int]:
     """Which stages this process has, and how many there are."""
     ranks = world.ranks("pipeline")
-    each = INTERLEAVED if recipe.parallel.schedule == "interleaved" and ranks > 1 else 1
+    each = PARTS_A_STAGE if recipe.parallel.schedule == "interleaved" and ranks > 1 else 1
     return [world.at("pipeline") + ranks * number for number in range(each)], ranks * each
 
 
@@ -69,8 +68,8 @@ class Straight:
             some = slice(begin, begin + width)
             if hasattr(self._learner, "set_requires_all_reduce"):  # shards add up every time: whole sums need memory
                 self._learner.set_requires_all_reduce(begin + width >= len(rows.ids_BT))  # type: ignore[operator]
-            segments_BT = _put(rows.segments_BT[some, :-1], self._device) if recipe.block_diagonal else None
-            ids_BT = _put(rows.ids_BT[some], self._device)
+            segments_BT = put(rows.segments_BT[some, :-1], self._device) if recipe.block_diagonal else None
+            ids_BT = put(rows.ids_BT[some], self._device)
             loss: Tensor = self._learner(ids_BT, segments_BT, recipe.optimizer.z_loss) / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -81,7 +80,7 @@ class Straight:
         width = self._recipe.micro_batch or self._recipe.batch
         parts = (ids_BT[begin : begin + width] for begin in range(0, len(ids_BT), width))
         with torch.no_grad():
-            return sum(float(self._learner(_put(part, self._device))) for part in parts)
+            return sum(float(self._learner(put(part, self._device))) for part in parts)
 
 
 class _Stage(nn.Module):
@@ -109,7 +108,7 @@ class Pipelined:
 
     def gradients(self, rows: Sequences, tokens: int) -> float:
         """As Passes."""
-        segments_BT = _put(rows.segments_BT[:, :-1], self._world.device) if self._recipe.block_diagonal else None
+        segments_BT = put(rows.segments_BT[:, :-1], self._world.device) if self._recipe.block_diagonal else None
         schedule = self._schedule(len(rows.ids_BT), tokens, self._recipe.optimizer.z_loss)
         return self._run(schedule.step, rows.ids_BT, segments_BT)
 
@@ -123,7 +122,7 @@ class Pipelined:
         return total
 
     def _run(self, go: Callable[..., Any], ids_BT: Array, segments_BT: Tensor | None) -> float:
-        inputs_BT, labels_BT = self._learners[-1].own(_put(ids_BT, self._world.device))
+        inputs_BT, labels_BT = self._learners[-1].own(put(ids_BT, self._world.device))
         losses: list[Tensor] = []
         arguments = [inputs_BT] if 0 in self._numbers else []
         more: dict[str, Any] = {} if segments_BT is None else {"segments_BT": segments_BT}
@@ -162,7 +161,8 @@ class Pipelined:
         return ids_BT if stage == 0 else x_BTC, x_BTC
 
 
-def _put(array: Array, device: torch.device) -> Tensor:
+def put(array: Array, device: torch.device) -> Tensor:
+    """Numbers as a tensor where the network is."""
     return torch.from_numpy(array).to(device)
 
 

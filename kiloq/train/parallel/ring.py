@@ -102,8 +102,6 @@ def _join(out: Tensor, log_BHT: Tensor, part: Tensor, log_part_BHT: Tensor) -> N
 def _passed_on(x: Tensor, group: Any) -> Any:
     """Send `x` to the next process of the ring while the one before sends its own; call what is returned to have it."""
     ranks, at = dist.get_world_size(group), dist.get_rank(group)
-    if ranks == 1:
-        return lambda: x
     peers = (dist.get_global_rank(group, (at + step) % ranks) for step in (1, -1))
     coming, x = torch.empty_like(x), x.contiguous()
     orders = [dist.P2POp(kind, tensor, peer, group)

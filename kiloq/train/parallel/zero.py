@@ -22,6 +22,7 @@ from kiloq.train.batches import Array, Sequences
 from kiloq.train.checkpoint import MOMENTS, Parts, Progress
 from kiloq.train.learner import Learner
 from kiloq.train.optimizer import make_optimizer, set_rate
+from kiloq.train.parallel.passes import put
 from kiloq.train.parallel.world import World
 from kiloq.train.settings import Recipe
 
@@ -62,11 +63,11 @@ class Zero:
 
     def gradients(self, rows: Sequences, tokens: int) -> float:
         """As Engine; DeepSpeed divides by the number of processes and of passes, which is undone here."""
-        total, passes = 0.0, self._share // self._width
+        total, passes, device = 0.0, self._share // self._width, self._world.device
         for number, begin in enumerate(range(0, self._share, self._width)):
             some = slice(begin, begin + self._width)
-            segments_BT = self._put(rows.segments_BT[some, :-1]) if self._recipe.block_diagonal else None
-            loss = self._engine(self._put(rows.ids_BT[some]), segments_BT, self._recipe.optimizer.z_loss) / tokens
+            segments_BT = put(rows.segments_BT[some, :-1], device) if self._recipe.block_diagonal else None
+            loss = self._engine(put(rows.ids_BT[some], device), segments_BT, self._recipe.optimizer.z_loss) / tokens
             self._engine.set_gradient_accumulation_boundary(number == passes - 1)
             self._engine.backward(loss * (self._world.size * passes))
             total += float(loss.detach())
@@ -76,7 +77,7 @@ class Zero:
         """As Engine."""
         parts = (ids_BT[begin : begin + self._width] for begin in range(0, len(ids_BT), self._width))
         with torch.no_grad():
-            return sum(float(self._engine(self._put(part))) for part in parts)
+            return sum(float(self._engine(put(part, self._world.device))) for part in parts)
 
     def squares(self) -> float:
         """As Engine; DeepSpeed says the norm after a step alone."""
@@ -142,9 +143,6 @@ class Zero:
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.networks[0].named_parameters()
-
-    def _put(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self._world.device)
 
 
 def _deepspeed() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "settings", multiple=True, metavar="A.B=C", help="Change a value of the recipe; may be repeated."
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Where to train.")
 @click.option("--dry-run", is_flag=True, help="Print what the run needs, and stop.")
 @click.option("--processes", type=click.IntRange(1), help="With --dry-run [default: the fewest that [parallel] needs].")
 @click.option("--gpu", metavar="NAME", help="With --dry-run: a100-80, h100, rtx-4090 or another.")
@@ -115,19 +116,25 @@ def _print_plan(
 def _run(recipe: Recipe, out: Path, device: str) -> dict[str, Any] | None:
     """Train; what there is to say, in the process that speaks."""
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError:
         raise MissingError("training needs PyTorch: run `pip install 'kiloq[train]'` to get it") from None
+    from kiloq.core.work import WorkFolder
     from kiloq.train.allocator import keep_memory
     from kiloq.train.parallel.world import world
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch sees no GPU here: see `kiloq doctor`, or train on the cpu")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file: give a folder")
+    tokenizer = _tokenizer(recipe.tokenizer)  # now: a run of weeks must not find out at its end that there is none
     keep_memory()
-    with world(recipe.parallel, device) as processes:
-        report = _trained(recipe, out, processes)
+    with world(recipe.parallel, device) as processes, WorkFolder(out).locked() if processes.main else nullcontext():
+        report = _trained(recipe, out, tokenizer, processes)
     return report if processes.main else None
 
 
-def _trained(recipe: Recipe, out: Path, processes: World) -> dict[str, Any]:
+def _trained(recipe: Recipe, out: Path, tokenizer: Any, processes: World) -> dict[str, Any]:
     """Train, and write the model at the end; what there is to say of the run."""
     from kiloq.train.checkpoint import Parts, newest_good
     from kiloq.train.export import export
@@ -148,7 +155,6 @@ def _trained(recipe: Recipe, out: Path, processes: World) -> dict[str, Any]:
         if processes.main:
             newest, _ = newest_good(trainer.saver.folder)
             assert newest is not None, "the last step is always saved"
-            tokenizer = _tokenizer(recipe.tokenizer)
             export(Parts(newest), trainer.config, out / "model", tokenizer, trainer.corpus.end_id, recipe.resolved())
         processes.wait()
     return report
